@@ -1,0 +1,103 @@
+//! Destinations: where exported events go.
+//!
+//! Owns the trait, the values it exchanges and the registry. A destination is one file: it encodes an event (pure),
+//! sends packed items and answers for each one. It holds no retry, batching or metrics code: [`crate::drain`] does.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::export::ExportEvent;
+
+/// A service that receives exported events.
+#[async_trait]
+pub trait Destination: Send + Sync {
+    /// Returns what one `send` may hold.
+    fn limits(&self) -> Limits;
+
+    /// Turns an event into what is sent. Pure: the same event gives the same bytes on every retry and replay.
+    fn encode(&self, event: &ExportEvent<'_>) -> Encoded;
+
+    /// Sends items and returns one verdict per item, in the same order.
+    ///
+    /// Never called with more than [`Destination::limits`] allow, never with an empty slice, never twice at once.
+    async fn send(&self, items: &[Item]) -> Vec<Verdict>;
+
+    /// Checks with the service's cheapest harmless call that delivery can work. Prefers a false pass.
+    async fn probe(&self) -> Result<(), ProbeError>;
+
+    /// Called at intervals when nothing is sent, and once before the end (`last`): a file rotates by age here.
+    async fn idle(&self, last: bool) {
+        let _ = last;
+    }
+}
+
+/// What one request to a service may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Items in one request.
+    pub items: usize,
+    /// Sum of [`Item::size`] in one request, bytes.
+    pub bytes: usize,
+    /// [`Item::size`] of one item, bytes. Larger events are rejected with a reason, never sent.
+    pub item_bytes: usize,
+}
+
+/// One event as a destination will send it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The event's stable id, 24 hex digits.
+    pub id: String,
+    /// The bytes to send.
+    pub body: Bytes,
+    /// Partition or ordering key; empty where the service has none.
+    pub key: String,
+    /// What counts against the service's limits, bytes (Kinesis counts the partition key too).
+    pub size: usize,
+}
+
+/// The outcome of [`Destination::encode`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoded {
+    /// To be sent.
+    Item(Item),
+    /// Not for this destination; counted with the reason as filtered.
+    Skip(&'static str),
+    /// Can never be sent; becomes a dead letter with the reason.
+    Reject(String),
+}
+
+/// A service's answer for one item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Acknowledged: the service is responsible now.
+    Delivered,
+    /// Throttled, 5xx, timeout, network.
+    Retry {
+        /// The service's own wish (`Retry-After`), if it had one.
+        after: Option<Duration>,
+        /// For the log and the status.
+        why: String,
+    },
+    /// Our configuration is wrong (401, 403, 404): nothing is lost, the status says so, delivery waits.
+    Blocked {
+        /// For the log and the status.
+        why: String,
+    },
+    /// The request was too large for the service: send it again in halves.
+    Split,
+    /// The service refuses this event for itself.
+    Reject {
+        /// Kept with the dead letter.
+        why: String,
+    },
+}
+
+/// Why a probe failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct ProbeError {
+    /// What the service or the network said, without secrets.
+    pub why: String,
+}

@@ -1,0 +1,1 @@
+//! Problems found in a configuration, each with its place.

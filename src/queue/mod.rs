@@ -1,0 +1,211 @@
+//! The durable queue between the relay and the destinations: one log, one durable cursor per destination.
+//!
+//! Owns the two traits and the values they exchange. Engines are one file (or folder) each and must pass the suite in
+//! `queue/contract.rs`; they hold no metrics code, [`observed`] counts. An engine never blocks the traffic: an append
+//! that cannot be made durable is refused with a reason.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::record::Record;
+
+/// A record's place in the log. Grows by one per record over the queue's whole life, across restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u64);
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is appended: a record, and the mark by which a repetition of the same batch is recognised.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The batch.
+    pub record: Record,
+    /// Its duplicate mark.
+    pub mark: Mark,
+}
+
+/// Recognises an SDK's retry of a batch. Written in the same transaction as the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Truncated SHA-256 of environment and payload id, or of credential and body.
+    pub key: [u8; 16],
+    /// For how long after the first sight the same key is a duplicate.
+    pub window: Duration,
+}
+
+/// The outcome of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// On disk (for a durable engine) at this position.
+    Stored(Position),
+    /// The mark's key was seen within its window: the batch is already in the queue or was delivered.
+    Duplicate,
+}
+
+/// Why a record was not appended. Nothing of it was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Larger than the engine takes in one record; the other records are not affected.
+    #[error("record of {bytes} bytes is over the queue's limit of {limit} bytes")]
+    TooLarge {
+        /// Encoded size.
+        bytes: u64,
+        /// What the engine takes.
+        limit: u64,
+    },
+    /// `max_bytes` is used up and `when_full` is `drop_newest`.
+    #[error("queue is full ({bytes} of {limit} bytes on disk)")]
+    Full {
+        /// Bytes on disk.
+        bytes: u64,
+        /// `queue.max_bytes`.
+        limit: u64,
+    },
+    /// The volume has less free space than the headroom kept for others.
+    #[error("volume has {free} bytes free, less than the headroom of {headroom} bytes")]
+    NoSpace {
+        /// Free bytes.
+        free: u64,
+        /// Headroom.
+        headroom: u64,
+    },
+    /// Not open yet, or the last write failed; the engine tries again by itself.
+    #[error("queue is not available: {why}")]
+    Unavailable {
+        /// What the engine is waiting for or failed at.
+        why: String,
+    },
+}
+
+impl AppendError {
+    /// Returns the value of the metric label `reason`.
+    pub fn metric_label(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "record_too_large",
+            Self::Full { .. } => "queue_full",
+            Self::NoSpace { .. } => "no_space",
+            Self::Unavailable { .. } => "queue_unavailable",
+        }
+    }
+}
+
+/// Why a consumer could not read, commit or bury. The consumer stays usable: the caller waits a little and repeats.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumeError {
+    /// The engine is not open, or its last write failed; it tries again by itself.
+    #[error("queue is not available: {why}")]
+    Unavailable {
+        /// What the engine is waiting for or failed at.
+        why: String,
+    },
+    /// The queue was closed; nothing more will come.
+    #[error("queue is closed")]
+    Closed,
+}
+
+/// How much [`Consumer::next`] returns at the most. At least one record is returned whatever its size.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// Records.
+    pub records: usize,
+    /// Bytes of event JSON.
+    pub bytes: usize,
+}
+
+/// An event that its destination refused for itself, kept with the bytes it was offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The record that held the event.
+    pub position: Position,
+    /// The event's place in the SDK's payload.
+    pub index: u32,
+    /// When it was given up, Unix milliseconds.
+    pub dead_ms: u64,
+    /// Why, in the destination's words. Holds no event data.
+    pub why: String,
+    /// A one-event record from which the event can be delivered again with the same id.
+    pub record: Record,
+}
+
+/// A log of records with one cursor per destination.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// Appends a record; when this returns `Stored`, a durable engine has it on disk.
+    ///
+    /// Dropping the future does not undo an append that is under way.
+    async fn append(&self, entry: Entry) -> Result<Appended, AppendError>;
+
+    /// Returns the consumer of the destination `name`, at its durable cursor.
+    ///
+    /// A name seen for the first time starts at the end of the log. Opening the same name twice at once is an error
+    /// of the caller and gives `Unavailable`.
+    async fn consumer(&self, name: &str) -> Result<Box<dyn Consumer>, ConsumeError>;
+
+    /// Returns what the queue holds now. Cheap: no disk access.
+    fn stats(&self) -> Stats;
+
+    /// Makes everything durable and releases the engine's files. Later appends are refused.
+    async fn close(&self);
+}
+
+/// One destination's reader.
+#[async_trait]
+pub trait Consumer: Send {
+    /// Waits for records addressed to this destination after the last one returned, and returns them in order.
+    ///
+    /// Cancel-safe: dropping the future loses nothing. A lone record is returned at once. Records that cannot be
+    /// read any more (corrupt, evicted) are left out and appear in [`Stats`].
+    async fn next(&mut self, limit: Limit) -> Result<Vec<(Position, Record)>, ConsumeError>;
+
+    /// Durably records that everything up to and including `up_to` is settled, and keeps `note` beside the cursor.
+    ///
+    /// The note is the drain's own (which later events are settled already, retry state): at most 64 KiB, opaque to
+    /// the engine. `up_to: None` leaves the cursor and replaces the note.
+    async fn commit(&mut self, up_to: Option<Position>, note: &[u8]) -> Result<(), ConsumeError>;
+
+    /// Returns the note of the last commit, also across restarts; empty if there was none.
+    fn note(&self) -> Vec<u8>;
+
+    /// Durably keeps events that were given up. They count as settled only after a later [`Consumer::commit`].
+    async fn bury(&mut self, letters: Vec<DeadLetter>) -> Result<(), ConsumeError>;
+}
+
+/// What a queue holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Empty when the engine takes appends, else why it does not.
+    pub unavailable: Option<String>,
+    /// Bytes on disk (in memory, for an engine without a disk).
+    pub bytes: u64,
+    /// Records that could not be read since the start: corrupt ones, and those of quarantined files where countable.
+    pub corrupt_records: u64,
+    /// Files or generations set aside since the start because they could not be opened.
+    pub quarantined: u64,
+    /// Events kept as dead letters, by destination.
+    pub dead_letters: Vec<(String, u64)>,
+    /// One entry per known cursor, also those whose destination is no longer configured.
+    pub consumers: Vec<ConsumerStats>,
+}
+
+/// What a destination's cursor has ahead of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsumerStats {
+    /// The destination's name.
+    pub name: String,
+    /// A consumer is open. False for a cursor whose destination left the configuration.
+    pub attached: bool,
+    /// Events not settled, by environment name. Events of partly settled records count as waiting.
+    pub waiting: Vec<(String, u64)>,
+    /// Receipt of the oldest record not settled, Unix milliseconds.
+    pub oldest_waiting_ms: Option<u64>,
+    /// Events that a limit removed before they were settled, by environment, since the start.
+    pub evicted: Vec<(String, u64)>,
+    /// Events lost to corruption before they were settled, by environment, since the start.
+    pub corrupt: Vec<(String, u64)>,
+}

@@ -1,0 +1,1 @@
+//! Reads a configuration mapping key by key and collects every problem with its place.
