@@ -119,7 +119,7 @@ fn shortest(value: u64, units: &[(&str, u64)]) -> String {
     }
     units
         .iter()
-        .filter(|(_, factor)| value % factor == 0)
+        .filter(|(_, factor)| value.is_multiple_of(*factor))
         .map(|(name, factor)| format!("{}{name}", value / factor))
         .min_by_key(String::len)
         .unwrap_or_default()

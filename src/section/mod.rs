@@ -8,6 +8,7 @@
 //! `config.example.yaml` and `docs/configuration.md` with.
 
 mod leaf;
+mod suggest;
 mod tree;
 
 use std::cell::RefCell;
@@ -19,6 +20,8 @@ use crate::problems::{Place, Problems};
 use crate::secret::Secret;
 
 pub use leaf::Leaf;
+use suggest::closest;
+pub use suggest::not_a_choice;
 use tree::{Entry, Node, Value};
 
 /// Largest file behind a `…_file` key, bytes.
@@ -462,14 +465,6 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Returns the message for a text that is none of `choices`, with the likely intention. Does not repeat the text.
-pub fn not_a_choice(text: &str, choices: &[&str]) -> String {
-    match closest(text, choices) {
-        Some(near) => format!("is not a known value (did you mean `{near}`?)"),
-        None => "is not a known value".to_owned(),
-    }
-}
-
 fn choices_text(choices: &[&str]) -> String {
     choices
         .iter()
@@ -485,43 +480,6 @@ fn describe(value: &Value) -> &'static str {
         Value::List(_) => "a list",
         Value::Mapping(_) => "a mapping",
     }
-}
-
-/// Returns the candidate that `word` was probably meant to be: the same but for case, hyphens and underscores, or at
-/// most two typing mistakes away (one for short words).
-fn closest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
-    let plain = |text: &str| text.replace(['-', '_'], "").to_ascii_lowercase();
-    let word = plain(word);
-    if word.len() > 64 {
-        return None;
-    }
-    candidates
-        .iter()
-        .map(|candidate| (distance(&word, &plain(candidate)), *candidate))
-        .filter(|(distance, candidate)| *distance <= if candidate.len() < 4 { 1 } else { 2 })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Returns the Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut next = Vec::with_capacity(row.len());
-        next.push(i + 1);
-        for ((j, to), pair) in b.iter().enumerate().zip(row.windows(2)) {
-            let [diagonal, above] = pair else { continue };
-            let left = next.get(j).copied().unwrap_or(usize::MAX);
-            next.push(
-                (diagonal + usize::from(from != *to))
-                    .min(above + 1)
-                    .min(left.saturating_add(1)),
-            );
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
