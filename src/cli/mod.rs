@@ -1,1 +1,3 @@
-//! stub
+//! The command line: one file per command.
+
+pub mod check;

@@ -280,6 +280,20 @@ impl<'a> Section<'a> {
         key.map_or_else(|| self.place.clone(), |key| self.place_below(key))
     }
 
+    /// Returns the place of a key's value in the mapping under `section`, if both are given.
+    pub fn inner_place(&self, section: &str, key: &str) -> Option<Place> {
+        let Value::Mapping(entries) = &self.find(section)?.node.value else {
+            return None;
+        };
+        let entry = entries.iter().find(|entry| entry.key == key)?;
+        let path = tree::join(&tree::join(&self.place.path, section), key);
+        Some(Place {
+            path,
+            line: entry.node.line,
+            column: entry.node.column,
+        })
+    }
+
     /// Reports an error at a key, or at the section itself.
     pub fn problem(&self, key: Option<&str>, message: impl Into<String>) {
         self.problem_at(self.place(key), message);
