@@ -63,6 +63,23 @@ fn event_id(record: &Record, event: &RecordEvent) -> String {
     id::event_id(&record.id_seed, event.index, id::seconds(&members, record.received_ms))
 }
 
+/// Returns the kinds of a context with their keys, both as the JSON text they were written as.
+///
+/// `None` if the context is not well formed: a `kind` that is no string, a kind without `key`, a `multi` of nothing.
+pub fn contexts(json: &str) -> Option<Vec<(&str, &str)>> {
+    let members = Members::of(json)?;
+    let kind = members.get("kind").filter(|kind| kind.starts_with('"'))?;
+    if kind != "\"multi\"" {
+        return Some(vec![(kind, members.get("key")?)]);
+    }
+    let contexts: Vec<_> = members
+        .iter()
+        .filter(|member| !member.is("kind"))
+        .map(|member| Some((member.name, Members::of(member.value)?.get("key")?)))
+        .collect::<Option<_>>()?;
+    (!contexts.is_empty()).then_some(contexts)
+}
+
 /// The top-level members of a JSON object, each as the bytes it was written with.
 ///
 /// Values are not parsed, only checked and spanned, so any number, depth or escape is as good as another.
