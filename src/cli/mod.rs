@@ -12,9 +12,6 @@ mod demo;
 mod probe;
 mod serve;
 
-/// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h).
-pub const BAD_CONFIGURATION: u8 = 64;
-
 /// LaunchDarkly Data Export in your own cluster: a transparent events relay with a durable tee.
 #[derive(Parser)]
 #[command(name = "flagtap", version, arg_required_else_help = true)]
@@ -67,7 +64,7 @@ enum Probe {
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config } => serve::run(config.as_deref()),
-        Command::Check { file } => ExitCode::from(check::run(&file, &mut std::io::stdout())),
+        Command::Check { file } => check::run(&file, &mut std::io::stdout()).map_or(ExitCode::FAILURE, ExitCode::from),
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
         Command::Metrics => {

@@ -4,11 +4,11 @@
 //! Every batch that comes in leaves in exactly one outcome, and every outcome is counted here.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use metrics::{Counter, Histogram};
+use metrics::Counter;
 use tokio::sync::Semaphore;
 
 use crate::event::Schema;
@@ -84,7 +84,6 @@ pub struct Tee {
     environments: Vec<(TeeEnvironment, Counters)>,
     settings: TeeSettings,
     metrics: Arc<Metrics>,
-    append_seconds: Histogram,
     // Inflating multiplies a body's size: two at a time bound the memory at twice `tee.max_decompressed`.
     inflating: Semaphore,
 }
@@ -131,14 +130,13 @@ impl Tee {
                 (environment, counters)
             })
             .collect();
-        let append_seconds = metrics.histogram(&inventory::QUEUE_APPEND_SECONDS, &[]);
         Self {
             platform,
             queue,
             environments,
             settings,
             metrics,
-            append_seconds,
+           
             inflating: Semaphore::new(2),
         }
     }
@@ -219,7 +217,6 @@ impl Tee {
         } else {
             self.settings.body_window
         };
-        let started = Instant::now();
         let appended = self
             .queue
             .append(Entry {
@@ -232,7 +229,6 @@ impl Tee {
             .await;
         match appended {
             Ok(Appended::Stored(_)) => {
-                self.append_seconds.record(started.elapsed().as_secs_f64());
                 counters.batches_queued.increment(1);
                 counters.events_queued.increment(count);
                 Outcome::Queued

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,7 +27,8 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, Engine};
+use crate::destination::Settings;
 use crate::metrics::{DESTINATION_DELIVERED, EVENTS_QUEUED, EVENTS_RECEIVED};
 
 /// Recorded requests, one JSON object a line; `tests/traffic/README.md` says how they were made.
@@ -68,7 +70,7 @@ async fn demo(dir: &Path) -> anyhow::Result<()> {
     let requests = recorded()?;
     let dir = fresh(dir)?;
     let upstream = StandIn::start().await?;
-    let config = Config::demo(&dir, upstream.address);
+    let config = configuration(&dir, upstream.address)?;
     let app = App::start(config).await.context("cannot start the relay")?;
     say(&format!(
         "stand-in for LaunchDarkly's events service on http://{}\nrelay on http://{}, telemetry on http://{}/metrics\n\
@@ -114,6 +116,22 @@ async fn demo(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the embedded defaults, moved into `dir` and onto loopback.
+fn configuration(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Config> {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let mut config = Config::embedded();
+    config.listen.address = anywhere;
+    config.telemetry = anywhere;
+    config.upstream.url = format!("http://{upstream}").parse()?;
+    config.queue.engine = Engine::Sled { path: dir.join("flagtap-data") };
+    for destination in &mut config.destinations {
+        if let Settings::File(file) = &mut destination.settings {
+            file.path = dir.join("flagtap-export");
+        }
+    }
+    Ok(config)
+}
+
 fn recorded() -> anyhow::Result<Vec<Recorded>> {
     let mut text = String::new();
     GzDecoder::new(TRAFFIC).read_to_string(&mut text)?;
@@ -134,7 +152,7 @@ fn fresh(dir: &Path) -> anyhow::Result<PathBuf> {
     bail!("{} is full of earlier runs; remove it", dir.display())
 }
 
-async fn send(relay: std::net::SocketAddr, recorded: &Recorded) -> anyhow::Result<StatusCode> {
+async fn send(relay: SocketAddr, recorded: &Recorded) -> anyhow::Result<StatusCode> {
     let mut request = Request::builder().method(recorded.method.as_str()).uri(&recorded.path);
     for (name, value) in &recorded.headers {
         // The connection's own business.
@@ -156,7 +174,7 @@ async fn send(relay: std::net::SocketAddr, recorded: &Recorded) -> anyhow::Resul
 
 /// Answers every request as LaunchDarkly's events service does, and counts.
 struct StandIn {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     seen: Arc<AtomicU64>,
 }
 

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -34,30 +35,37 @@ pub mod tls;
 use guard::{Activity, Guarded, InRequest, Patience};
 use tls::Tls;
 
-/// Serves connections until `stop`, then lets open ones finish for at most `grace`.
-pub async fn serve(
-    listener: TcpListener,
-    stack: Stack,
-    tls: Option<Arc<Tls>>,
-    limits: ConnectionLimits,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-    grace: Duration,
-) {
+/// How a listener is served and ended.
+pub struct Listening {
+    /// TLS settings, where clients speak TLS.
+    pub tls: Option<Arc<Tls>>,
+    /// Bounds on each connection.
+    pub limits: ConnectionLimits,
+    /// Connections open now.
+    pub open: Arc<AtomicUsize>,
+    /// Ends the accepting.
+    pub stop: CancellationToken,
+    /// How long open connections may take to finish after that.
+    pub grace: Duration,
+}
+
+/// Serves connections until told to stop, then lets open ones finish.
+pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, metrics: Arc<Metrics>) {
+    let Listening { tls, limits, open, stop, grace } = listening;
     let builder = Arc::new(builder(&limits));
     let seats = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let tasks = TaskTracker::new();
     let accepted = metrics.counter(&CONNECTIONS_ACCEPTED, &[]);
-    let open = metrics.gauge(&CONNECTIONS, &[]);
+    let shown = metrics.gauge(&CONNECTIONS, &[]);
     while let Some(Ok(seat)) = stop.run_until_cancelled(Arc::clone(&seats).acquire_owned()).await {
         let Some((stream, _)) = stop.run_until_cancelled(accept(&listener)).await else {
             break;
         };
         accepted.increment(1);
-        open.increment(1.0);
+        shown.set((open.fetch_add(1, Ordering::Relaxed) + 1) as f64);
         let (stack, builder, tls) = (stack.clone(), Arc::clone(&builder), tls.clone());
-        let (watcher, open) = (graceful.watcher(), open.clone());
+        let (watcher, open, shown) = (graceful.watcher(), Arc::clone(&open), shown.clone());
         tasks.spawn(async move {
             let activity = Arc::new(Activity::default());
             let patience = Patience {
@@ -81,7 +89,7 @@ pub async fn serve(
                     }
                 }
             }
-            open.decrement(1.0);
+            shown.set(open.fetch_sub(1, Ordering::Relaxed).saturating_sub(1) as f64);
             drop(seat);
         });
     }
