@@ -228,7 +228,11 @@ struct Name(String);
 
 impl Leaf for Name {
     fn expected() -> String {
-        "a name of lower-case letters, digits, `-`, `_` and `.`, at most 63, such as production".to_owned()
+        "a name of up to 63 lower-case letters, digits, `-`, `_` and `.`, such as production".to_owned()
+    }
+
+    fn noun() -> String {
+        "name".to_owned()
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -41,8 +41,8 @@ pub struct Reading<T> {
 /// What the reader asked for under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// The type, in the words of [`Leaf::expected`].
-    pub expected: String,
+    /// The type, in the words of [`Leaf::noun`].
+    pub noun: String,
     /// The default in the configuration's spelling; nothing where there is none.
     pub default: Option<String>,
     /// The key must be given.
@@ -97,7 +97,7 @@ pub struct Section<'a> {
 impl<'a> Section<'a> {
     /// Returns the value of a key that must be given, or nothing after reporting why there is none.
     pub fn required<T: Leaf>(&mut self, key: &str) -> Option<T> {
-        self.note(key, &T::expected(), None, true);
+        self.note(key, &T::noun(), None, true);
         match self.find(key) {
             Some(entry) => self.leaf(&entry.node, self.place_below(key)),
             None => {
@@ -109,14 +109,14 @@ impl<'a> Section<'a> {
 
     /// Returns the value of a key that may be left out.
     pub fn optional<T: Leaf>(&mut self, key: &str) -> Option<T> {
-        self.note(key, &T::expected(), None, false);
+        self.note(key, &T::noun(), None, false);
         let entry = self.find(key)?;
         self.leaf(&entry.node, self.place_below(key))
     }
 
     /// Returns the value of a key, `default` if it is left out (or wrong, after reporting it).
     pub fn or<T: Leaf>(&mut self, key: &str, default: T) -> T {
-        self.note(key, &T::expected(), Some(default.show()), false);
+        self.note(key, &T::noun(), Some(default.show()), false);
         self.find(key)
             .and_then(|entry| self.leaf(&entry.node, self.place_below(key)))
             .unwrap_or(default)
@@ -125,7 +125,7 @@ impl<'a> Section<'a> {
     /// Returns the readable items of a list with their places; nothing if the key is left out or holds no list.
     pub fn placed_list<T: Leaf>(&mut self, key: &str) -> Option<Vec<(T, Place)>> {
         let expected = format!("a list, each {}", T::expected());
-        self.note(key, &expected, None, false);
+        self.note(key, &format!("list of {}", T::noun()), None, false);
         let items = self.items(key, &expected)?;
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
@@ -141,10 +141,23 @@ impl<'a> Section<'a> {
             .map(|list| list.into_iter().map(|(value, _)| value).collect())
     }
 
+    /// Returns the readable items of a list, `default` if the key is left out (or holds no list, after reporting it).
+    pub fn list_or<T: Leaf>(&mut self, key: &str, default: Vec<T>) -> Vec<T> {
+        let list = self.list(key);
+        let shown: Vec<String> = default.iter().map(Leaf::show).collect();
+        self.note(
+            key,
+            &format!("list of {}", T::noun()),
+            Some(format!("[{}]", shown.join(", "))),
+            false,
+        );
+        list.unwrap_or(default)
+    }
+
     /// Has `reader` read the mapping under a key; nothing if the key is left out. A key with nothing below it counts
     /// as an empty mapping.
     pub fn section<R>(&mut self, key: &str, reader: impl FnOnce(&mut Section<'_>) -> R) -> Option<R> {
-        self.note(key, "a mapping", None, false);
+        self.note(key, "mapping", None, false);
         let entry = self.find(key)?;
         let place = Place {
             line: entry.line,
@@ -160,7 +173,7 @@ impl<'a> Section<'a> {
 
     /// Has `reader` read each mapping of the list under a key; empty if the key is left out.
     pub fn sections<R>(&mut self, key: &str, mut reader: impl FnMut(&mut Section<'_>) -> R) -> Vec<R> {
-        self.note(key, "a list of mappings", None, false);
+        self.note(key, "list of mappings", None, false);
         let mut values = Vec::new();
         for (index, item) in self
             .items(key, "a list of mappings")
@@ -182,8 +195,8 @@ impl<'a> Section<'a> {
     /// reported.
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");
-        self.note(key, "a secret, best as `${VARIABLE}`", None, false);
-        self.note(&file_key, "the path of a file that holds the secret", None, false);
+        self.note(key, "secret", None, false);
+        self.note(&file_key, "path", None, false);
         self.not_both(key, &file_key);
         if let Some(entry) = self.find(key) {
             return self.checked_secret(&entry.node, self.place_below(key));
@@ -198,13 +211,8 @@ impl<'a> Section<'a> {
     /// out), with their places.
     pub fn secrets(&mut self, key: &str) -> Vec<(Secret, Place)> {
         let file_key = format!("{key}_file");
-        self.note(key, "a list of secrets, best as `${VARIABLE}`", None, false);
-        self.note(
-            &file_key,
-            "the path of a file that holds one secret per line",
-            None,
-            false,
-        );
+        self.note(key, "list of secrets", None, false);
+        self.note(&file_key, "path", None, false);
         self.not_both(key, &file_key);
         let mut secrets = Vec::new();
         if self.find(key).is_some() {
@@ -245,7 +253,7 @@ impl<'a> Section<'a> {
     pub fn kind_if_any(&mut self, kinds: &[&'static str]) -> Option<&'static str> {
         let mut found = None;
         for kind in kinds {
-            self.note(kind, "a mapping", None, false);
+            self.note(kind, "mapping", None, false);
             if self.find(kind).is_some() {
                 if found.is_some() {
                     self.problem(
@@ -268,6 +276,15 @@ impl<'a> Section<'a> {
     /// Returns true if the key is given, also if its value is wrong. Does not count as asking for the key.
     pub fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
+    }
+
+    /// Returns true if the key is given with nothing or an empty list below it. Does not count as asking for the key.
+    pub fn is_empty(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|entry| match &entry.node.value {
+            Value::Null => true,
+            Value::List(items) => items.is_empty(),
+            _ => false,
+        })
     }
 
     /// Returns the keys that the file gives here, in its order.
@@ -351,19 +368,21 @@ impl<'a> Section<'a> {
             };
             let mut sorted = allowed.clone();
             sorted.sort_unstable();
-            self.problem_at(
-                place,
-                format!("is not a known key{hint} (known here: {})", sorted.join(", ")),
-            );
+            let known = if sorted.is_empty() {
+                "none".to_owned()
+            } else {
+                sorted.join(", ")
+            };
+            self.problem_at(place, format!("is not a known key{hint} (known here: {known})"));
         }
     }
 
-    fn note(&mut self, key: &str, expected: &str, default: Option<String>, required: bool) {
+    fn note(&mut self, key: &str, noun: &str, default: Option<String>, required: bool) {
         if !self.asked.iter().any(|asked| asked == key) {
             self.asked.push(key.to_owned());
         }
         let known = Known {
-            expected: expected.to_owned(),
+            noun: noun.to_owned(),
             default,
             required,
         };
