@@ -126,7 +126,7 @@ pub(super) fn environments(root: &Section<'_>, environments: &[ReadEnvironment],
     for (credential, place) in environments.iter().flat_map(|read| &read.credentials) {
         if let Some(first) = seen.insert(credential.expose(), place) {
             let message = format!(
-                "is the same credential as {}; a request must belong to one environment",
+                "is the same credential as {}; a request belongs to one environment, give it once",
                 first.path
             );
             root.problem_at(place.clone(), message);

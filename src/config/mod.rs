@@ -130,10 +130,17 @@ impl Config {
 
     /// Reads a configuration's text, like [`Config::load`].
     pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<(Self, Problems), Problems> {
-        let reading = section::read(text, environment, read);
-        match reading.value.flatten() {
-            Some(config) if !reading.problems.has_errors() => Ok((config, reading.problems)),
-            _ => Err(reading.problems),
+        let section::Reading {
+            value, mut problems, ..
+        } = section::read(text, environment, read);
+        match value.flatten() {
+            Some(config) if !problems.has_errors() => Ok((config, problems)),
+            _ => {
+                if !problems.has_errors() {
+                    problems.error(Place::default(), "cannot be used, for a reason that no check names");
+                }
+                Err(problems)
+            }
         }
     }
 
