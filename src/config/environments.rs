@@ -44,14 +44,22 @@ pub struct Export {
     pub kinds: BTreeSet<Kind>,
 }
 
+/// What LaunchDarkly exports unasked: everything but summaries.
+const EXPORTED: [Kind; 8] = [
+    Kind::Feature,
+    Kind::Custom,
+    Kind::Identify,
+    Kind::Click,
+    Kind::Pageview,
+    Kind::Alias,
+    Kind::Index,
+    Kind::Debug,
+];
+
 impl Default for Export {
     fn default() -> Self {
-        // LaunchDarkly exports summaries on request only.
         Self {
-            kinds: Kind::EXPORTABLE
-                .into_iter()
-                .filter(|kind| *kind != Kind::Summary)
-                .collect(),
+            kinds: EXPORTED.into_iter().collect(),
         }
     }
 }
@@ -93,7 +101,11 @@ crate::choices! {
 impl Leaf for Kind {
     fn expected() -> String {
         let names: Vec<&str> = Self::EXPORTABLE.into_iter().map(Self::as_str).collect();
-        format!("one of {}", names.join(", "))
+        format!("`{}`", names.join("`, `"))
+    }
+
+    fn noun() -> String {
+        "event kind".to_owned()
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -111,7 +123,7 @@ impl Leaf for Kind {
 /// Reads `environments`.
 pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadEnvironment> {
     let environments = root.sections("environments", read);
-    if environments.is_empty() && !root.is_scalar("environments") {
+    if !root.has("environments") || root.is_empty("environments") {
         root.problem(
             root.has("environments").then_some("environments"),
             "needs `environments`: a list with at least one environment whose events are exported",
@@ -251,13 +263,12 @@ fn read_credentials(section: &mut Section<'_>, all: &mut Vec<(Secret, Place)>) -
 }
 
 fn read_export(section: &mut Section<'_>) -> Export {
-    let default = Export::default();
-    let kinds: Option<Vec<Kind>> = section.list("kinds");
+    let kinds: Vec<Kind> = section.list_or("kinds", EXPORTED.to_vec());
     section.or("flags", Flags::All);
-    if kinds.as_ref().is_some_and(Vec::is_empty) {
+    if kinds.is_empty() && section.is_empty("kinds") {
         section.warn(Some("kinds"), "is empty: nothing of this environment is exported");
     }
-    kinds.map_or(default, |kinds| Export {
+    Export {
         kinds: kinds.into_iter().collect(),
-    })
+    }
 }
