@@ -29,7 +29,6 @@ pub(crate) struct Received {
     /// Path and query as sent.
     pub(crate) target: String,
     pub(crate) headers: Headers,
-    pub(crate) framing: Framing,
     pub(crate) body: Vec<u8>,
 }
 
@@ -414,7 +413,6 @@ fn read_request(reader: &mut BufReader<TcpStream>, writer: &mut TcpStream) -> io
         method,
         target,
         headers,
-        framing,
         body,
     }))
 }
