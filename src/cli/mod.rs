@@ -1,1 +1,81 @@
-//! stub
+//! The command line: one file per command.
+//!
+//! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments (clap), 64 wrong configuration (`EX_USAGE`).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+pub mod check;
+mod demo;
+mod probe;
+mod serve;
+
+/// LaunchDarkly Data Export in your own cluster: a transparent events relay with a durable tee.
+#[derive(Parser)]
+#[command(name = "flagtap", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the relay.
+    Serve {
+        /// Configuration file; without one flagtap runs on embedded defaults and says so.
+        #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check a configuration file and report every problem in it (exit code 64 if there is one).
+    Check {
+        /// Configuration file.
+        file: PathBuf,
+    },
+    /// Send recorded SDK traffic through a relay on this machine and show what is exported.
+    Demo {
+        /// Folder for the demo's queue and export; a new one below it is used for each run.
+        #[arg(long, default_value = "flagtap-demo", value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Ask a running flagtap how it is; for probes in images without a shell.
+    Probe {
+        /// What to ask.
+        what: Probe,
+        /// The telemetry port's address.
+        #[arg(long, default_value = "127.0.0.1:8031", value_name = "ADDRESS")]
+        telemetry: String,
+    },
+    /// Print docs/metrics.md.
+    Metrics,
+}
+
+/// What a probe asks.
+#[derive(Clone, Copy, ValueEnum)]
+enum Probe {
+    /// The process serves.
+    Live,
+    /// The relay listens and was not asked to stop.
+    Ready,
+}
+
+/// Parses the process's arguments and runs the command.
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Serve { config } => serve::run(config.as_deref()),
+        Command::Check { file } => check::run(&file, &mut std::io::stdout()).map_or(ExitCode::FAILURE, ExitCode::from),
+        Command::Demo { dir } => demo::run(&dir),
+        Command::Probe { what, telemetry } => probe::run(what, &telemetry),
+        Command::Metrics => {
+            print(&crate::metrics::document());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Writes to standard output; a closed pipe is nobody's problem.
+#[expect(clippy::print_stdout, reason = "this is what a command line is for")]
+fn print(text: &str) {
+    print!("{text}");
+}

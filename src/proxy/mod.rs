@@ -1,1 +1,439 @@
-//! stub
+//! The relay: a request's life from the SDK to the upstream and back.
+//!
+//! Original traffic comes first. Whatever the tee does, the upstream gets the client's bytes and the client gets the
+//! upstream's answer; only `tee.on_failure: refuse` and the relay's own failures (502, 503, 504) are exceptions.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::load_shed::LoadShedLayer;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service, ServiceBuilder};
+
+use crate::metrics::{IN_FLIGHT_BYTES, Metrics, REQUEST_SECONDS, REQUESTS};
+use crate::platform::{self, EventRoute, Identity, Platform, Route};
+
+mod answer;
+mod body;
+mod capture;
+pub mod forward;
+pub mod listen;
+pub mod tee;
+
+pub use body::{Outbound, Pause, Reply};
+
+use answer::AnswerLayer;
+use capture::{Cap, Captured, Held, capture};
+use forward::Upstream;
+use tee::{Offer, Outcome, Tee};
+
+/// Whose fault a failure was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The client's.
+    Client,
+    /// The upstream's, or the network's on the way there.
+    Upstream,
+    /// Ours.
+    Relay,
+}
+
+impl Fault {
+    /// Returns the word used in `x-flagtap-error` and as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+/// Why the relay answers by itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The client stopped sending its body.
+    #[error("the request body stalled")]
+    BodyStalled,
+    /// The client's body broke off or was not framed as announced.
+    #[error("the request body broke off")]
+    BodyAborted,
+    /// No connection: name, TCP, egress proxy or TLS.
+    #[error("the upstream cannot be reached")]
+    UpstreamUnreachable,
+    /// No answer in time.
+    #[error("the upstream did not answer in time")]
+    UpstreamTimeout,
+    /// The connection broke before the answer.
+    #[error("the upstream broke the connection")]
+    UpstreamBroke,
+    /// Over the limit on requests at once.
+    #[error("too many requests at once")]
+    Overloaded,
+    /// The request's target cannot be sent on.
+    #[error("the request cannot be forwarded")]
+    NotForwardable,
+    /// `tee.on_failure: refuse` and the copy could not be kept.
+    #[error("the events could not be kept for export; send them again")]
+    NotKept,
+    /// A defect of the relay.
+    #[error("internal error")]
+    Internal,
+}
+
+impl Failure {
+    /// Every failure.
+    pub const ALL: [Self; 9] = [
+        Self::BodyStalled,
+        Self::BodyAborted,
+        Self::UpstreamUnreachable,
+        Self::UpstreamTimeout,
+        Self::UpstreamBroke,
+        Self::Overloaded,
+        Self::NotForwardable,
+        Self::NotKept,
+        Self::Internal,
+    ];
+
+    /// Returns whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::BodyStalled | Self::BodyAborted | Self::NotForwardable => Fault::Client,
+            Self::UpstreamUnreachable | Self::UpstreamTimeout | Self::UpstreamBroke => Fault::Upstream,
+            Self::Overloaded | Self::NotKept | Self::Internal => Fault::Relay,
+        }
+    }
+
+    /// Returns the word used in `x-flagtap-error` and as a metric label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::BodyStalled => "body_stalled",
+            Self::BodyAborted => "body_aborted",
+            Self::UpstreamUnreachable => "unreachable",
+            Self::UpstreamTimeout => "timeout",
+            Self::UpstreamBroke => "connection_broken",
+            Self::Overloaded => "overloaded",
+            Self::NotForwardable => "not_forwardable",
+            Self::NotKept => "not_kept",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// What the upstream made of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// 2xx.
+    Accepted,
+    /// 4xx other than 408 and 429: the batch or its credential is bad.
+    Rejected,
+    /// No answer, or one that says nothing of the batch: 408, 429, 3xx, 5xx.
+    None,
+}
+
+impl Judgement {
+    /// Returns what a status says of a batch.
+    pub fn of(status: StatusCode) -> Self {
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Self::None,
+            status if status.is_success() => Self::Accepted,
+            status if status.is_client_error() => Self::Rejected,
+            _ => Self::None,
+        }
+    }
+}
+
+/// `tee.when`: which batches are exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Accepted ones, and those of configured credentials on which the upstream gave no judgement.
+    NotRejected,
+    /// Accepted ones only.
+    Accepted,
+}
+
+/// `tee.on_failure`: what the SDK gets when the copy could not be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The upstream's answer.
+    Pass,
+    /// 503, so that it sends the batch again.
+    Refuse,
+}
+
+/// The upstream and the client that reaches it.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// `upstream.url`.
+    pub url: Uri,
+    /// Until the head of an answer to a captured request.
+    pub timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// How many unused connections are kept.
+    pub max_idle: usize,
+    /// Headers in an answer.
+    pub max_headers: usize,
+    /// Bytes of an answer's head.
+    pub max_head_bytes: usize,
+}
+
+/// Bounds on client connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// At once.
+    pub connections: usize,
+    /// Headers in a request.
+    pub headers: usize,
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// From a request's first byte to the end of its head; also for the TLS handshake.
+    pub header_timeout: Duration,
+    /// Without a request.
+    pub idle_timeout: Duration,
+}
+
+/// How requests on event routes are captured and answered.
+#[derive(Clone, Copy, Debug)]
+pub struct RelaySettings {
+    /// `tee.max_body`, bytes.
+    pub max_body: usize,
+    /// `tee.max_in_flight`, bytes.
+    pub max_in_flight: usize,
+    /// How long a client may pause within a body.
+    pub body_timeout: Duration,
+    /// How long an answer waits for the copy.
+    pub append_timeout: Duration,
+    /// `tee.on_failure`.
+    pub on_failure: OnFailure,
+    /// Requests at once; more are shed with 503.
+    pub requests: usize,
+}
+
+/// The relay with all its layers.
+pub type Stack = BoxCloneSyncService<Request<Incoming>, Response<Reply>, BoxError>;
+
+/// Returns the relay with its layers; the order from the outside in, each with its reason.
+pub fn stack(relay: Relay, requests: usize, metrics: &Arc<Metrics>) -> Stack {
+    BoxCloneSyncService::new(
+        ServiceBuilder::new()
+            // Outermost: whatever fails further in, shedding included, becomes an answer with `x-flagtap-error`.
+            .layer(AnswerLayer::new(Arc::clone(metrics)))
+            // Around the limit: a request that would have to wait for a place is refused at once. Waiting in an
+            // unbounded line would spend the SDK's own timeout and the memory of this process.
+            .layer(LoadShedLayer::new())
+            // Requests at once, over all connections. A place is held until the answer's head, so that streams that
+            // live for hours do not use up the limit. The timeout of captured requests is a layer around the
+            // upstream client (`forward`): a timeout out here would also end streams.
+            .layer(GlobalConcurrencyLimitLayer::new(requests))
+            .service(relay),
+    )
+}
+
+/// Forwards requests and offers the batches among them to the tee.
+#[derive(Clone)]
+pub struct Relay {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    platform: Arc<dyn Platform>,
+    upstream: Upstream,
+    tee: Tee,
+    cap: Cap,
+    settings: RelaySettings,
+    batches: TaskTracker,
+    metrics: Arc<Metrics>,
+}
+
+impl Relay {
+    /// Returns a relay. `batches` tracks the tasks that carry captured batches to their outcome.
+    pub fn new(
+        platform: Arc<dyn Platform>,
+        upstream: Upstream,
+        tee: Tee,
+        settings: RelaySettings,
+        batches: TaskTracker,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let cap = Cap {
+            body: settings.max_body,
+            budget: Arc::new(Semaphore::new(settings.max_in_flight.min(Semaphore::MAX_PERMITS))),
+            pause: settings.body_timeout,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                platform,
+                upstream,
+                tee,
+                cap,
+                settings,
+                batches,
+                metrics,
+            }),
+        }
+    }
+}
+
+impl Service<Request<Incoming>> for Relay {
+    type Response = Response<Reply>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Reply>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let started = Instant::now();
+            let (parts, body) = request.into_parts();
+            let route = shared.platform.classify(&parts.method, parts.uri.path());
+            let template = match &route {
+                Route::Events(route) => route.template,
+                Route::PassThrough => "other",
+            };
+            let answer = match route {
+                Route::PassThrough => shared.upstream.stream(&parts, Outbound::streaming(body)).await,
+                Route::Events(route) => Arc::clone(&shared).events(route, parts, body).await,
+            };
+            shared.count(template, answer.as_ref().map(Response::status), started.elapsed());
+            Ok(answer?.map(Reply::Upstream))
+        })
+    }
+}
+
+impl Shared {
+    async fn events(
+        self: Arc<Self>,
+        route: EventRoute,
+        parts: Parts,
+        body: Incoming,
+    ) -> Result<Response<Incoming>, Failure> {
+        let received_ms = now_ms();
+        let identity = self.platform.identify(&route, &parts.headers);
+        match capture(body, &self.cap).await? {
+            Captured::Whole(body, held) => {
+                let (answer, answered) = oneshot::channel();
+                let batch = CapturedBatch {
+                    received_ms,
+                    identity,
+                    route,
+                    parts: Arc::new(parts),
+                    body,
+                };
+                let shared = Arc::clone(&self);
+                // In a task of its own: a client that hangs up now drops the future that waits, not the batch.
+                self.batches
+                    .spawn(async move { shared.carry(batch, held, answer).await });
+                answered.await.unwrap_or(Err(Failure::Internal))
+            }
+            Captured::Stream { first, rest, why } => {
+                self.tee.pass_by(identity, why);
+                if why == "memory_budget" && self.settings.on_failure == OnFailure::Refuse {
+                    return Err(Failure::NotKept);
+                }
+                let pause = Some(Pause::new(self.settings.body_timeout));
+                self.upstream
+                    .stream(&parts, Outbound::Stream { first, rest, pause })
+                    .await
+            }
+        }
+    }
+
+    /// Takes a captured batch through forward, decide, tee and answer.
+    async fn carry(
+        &self,
+        batch: CapturedBatch,
+        _held: Held,
+        reply: oneshot::Sender<Result<Response<Incoming>, Failure>>,
+    ) {
+        let CapturedBatch {
+            received_ms,
+            identity,
+            route,
+            parts,
+            body,
+        } = batch;
+        self.metrics.gauge(&IN_FLIGHT_BYTES, &[]).increment(body.len() as f64);
+        let length = body.len() as f64;
+        let fingerprint = match identity {
+            Identity::Known(environment) | Identity::Lone(environment) => {
+                let captured = platform::Captured {
+                    query: parts.uri.query(),
+                    headers: &parts.headers,
+                    body: &body,
+                    route: &route,
+                };
+                Some(self.platform.fingerprint(&captured, environment))
+            }
+            Identity::Unknown => None,
+        };
+        let repeatable = fingerprint.is_some_and(|fingerprint| fingerprint.by_payload_id);
+        let answer = self.upstream.send(&parts, &body, repeatable).await;
+        let judgement = answer
+            .as_ref()
+            .map_or(Judgement::None, |answer| Judgement::of(answer.status()));
+        let mut teeing = Box::pin(self.tee.offer(Offer {
+            received_ms,
+            parts,
+            body,
+            route,
+            identity,
+            fingerprint,
+            judgement,
+        }));
+        // The copy is durable before the SDK gets its answer, unless the queue takes longer than the SDK should wait.
+        let waited = tokio::time::timeout(self.settings.append_timeout, &mut teeing).await;
+        let failed = !matches!(
+            waited,
+            Ok(Outcome::Queued | Outcome::Filtered | Outcome::Duplicate | Outcome::NotTeed(_))
+        );
+        let refuse = failed && self.settings.on_failure == OnFailure::Refuse;
+        // The receiver is gone if the client hung up; the batch is kept all the same.
+        let _ = reply.send(if refuse { Err(Failure::NotKept) } else { answer });
+        if waited.is_err() {
+            tracing::warn!("the queue is slow; an answer did not wait for its copy");
+            teeing.await;
+        }
+        self.metrics.gauge(&IN_FLIGHT_BYTES, &[]).decrement(length);
+    }
+
+    fn count(&self, route: &'static str, status: Result<StatusCode, &Failure>, took: Duration) {
+        let class = match status.map(|status| status.as_u16() / 100) {
+            Ok(1) => "1xx",
+            Ok(2) => "2xx",
+            Ok(3) => "3xx",
+            Ok(4) => "4xx",
+            _ => "5xx",
+        };
+        self.metrics.counter(&REQUESTS, &[route, class]).increment(1);
+        self.metrics
+            .histogram(&REQUEST_SECONDS, &[route])
+            .record(took.as_secs_f64());
+    }
+}
+
+struct CapturedBatch {
+    received_ms: u64,
+    identity: Identity,
+    route: EventRoute,
+    parts: Arc<Parts>,
+    body: Bytes,
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}

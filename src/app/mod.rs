@@ -1,0 +1,381 @@
+//! The composition root: the only file that names concrete engines, destinations and tasks.
+//!
+//! Start: queue (opens by itself, in the background), listeners, drains; neither the upstream nor a destination has to
+//! answer. Stop: on the first signal the relay goes on accepting, because an application's last flush comes after its
+//! own TERM; when nothing is left to do, or at the end of the grace period less a reserve, the listener closes, the
+//! drains note what was delivered, the queue closes. A second signal ends the process at once.
+
+mod drains;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, Telemetry};
+use crate::config::{self, Config, Engine, Environment};
+use crate::drain;
+use crate::export::selection::{self, Selection};
+use crate::inflate::InflateLimits;
+use crate::metrics::{BUILD_INFO, Metrics};
+use crate::platform::Platform;
+use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
+use crate::proxy::forward::Upstream;
+use crate::proxy::forward::connect::connector;
+use crate::proxy::listen::Listening;
+use crate::proxy::listen::tls::{Tls, TlsFiles};
+use crate::proxy::tee::{Tee, TeeEnvironment, TeeSettings};
+use crate::proxy::{self, ConnectionLimits, OnFailure, Relay, RelaySettings, UpstreamSettings, When, listen};
+use crate::queue::memory::MemoryQueue;
+use crate::queue::observed::Observed;
+use crate::queue::sled::SledQueue;
+use crate::queue::{self, Queue, Stats, system_clock};
+use crate::shutdown::Shutdown;
+
+use drains::Drains;
+
+/// How often gauges are brought up to date and histograms folded without a scrape.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often TLS files are compared; kubelet itself takes up to a minute to bring a new Secret.
+const TLS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// After a signal the relay must have been without connections and without work for this long to end early: a client
+/// that flushes without a kept-alive connection gets this much time to come back.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// A running flagtap.
+pub struct App {
+    /// Where the relay listens.
+    pub relay: SocketAddr,
+    /// Where the telemetry port listens.
+    pub telemetry: SocketAddr,
+    metrics: Arc<Metrics>,
+    queue: Arc<Observed>,
+    drains: Drains,
+    batches: TaskTracker,
+    connections: Arc<AtomicUsize>,
+    ready: Arc<AtomicBool>,
+    grace: config::Grace,
+    stop_listening: CancellationToken,
+    stop_helpers: CancellationToken,
+    serving: JoinHandle<()>,
+    helpers: TaskTracker,
+}
+
+impl App {
+    /// Starts everything `config` asks for. Fails only on what a person must put right: an address in use, TLS files
+    /// that do not load.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new());
+        metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")]).set(1.0);
+
+        // Everything that can fail comes before anything that must be ended again.
+        let limits = connection_limits(&config);
+        let upstream = upstream(&config).context("cannot set up the connection to the upstream")?;
+        let tls = config.listen.tls.as_ref().map(tls).transpose()?.map(Arc::new);
+        let listener = bind(config.listen.address, "listen").await?;
+        let telemetry_listener = bind(config.telemetry, "telemetry").await?;
+        let relay = listener.local_addr()?;
+        let telemetry = telemetry_listener.local_addr()?;
+
+        let destinations = destinations(&config)?;
+        let names: Vec<String> = config.destinations.iter().map(|destination| destination.name.clone()).collect();
+        let queue = Arc::new(Observed::new(engine(&config, &names), Arc::clone(&metrics), system_clock()));
+        let drains = Drains::start(destinations, Arc::clone(&queue) as Arc<dyn Queue>, Arc::clone(&metrics));
+
+        let platform: Arc<dyn Platform> = Arc::new(platform(&config));
+        let tee = Tee::new(
+            Arc::clone(&platform),
+            Arc::clone(&queue) as Arc<dyn Queue>,
+            config.environments.iter().map(tee_environment).collect(),
+            tee_settings(&config),
+            Arc::clone(&metrics),
+        );
+        let batches = TaskTracker::new();
+        let settings = relay_settings(&config);
+        let handler = Relay::new(platform, upstream, tee, settings, batches.clone(), Arc::clone(&metrics));
+        let stack = proxy::stack(handler, settings.requests, &metrics);
+
+        let (stop_listening, stop_helpers) = (CancellationToken::new(), CancellationToken::new());
+        let helpers = TaskTracker::new();
+        if let Some(tls) = &tls {
+            helpers.spawn(Arc::clone(tls).watch(TLS_INTERVAL, stop_helpers.clone()));
+        }
+        helpers.spawn(sample(Arc::clone(&queue), Arc::clone(&metrics), stop_helpers.clone()));
+        let ready = Arc::new(AtomicBool::new(true));
+        let shown = Arc::new(Telemetry {
+            metrics: Arc::clone(&metrics),
+            ready: Arc::clone(&ready),
+            sample: {
+                let queue = Arc::clone(&queue);
+                Box::new(move || queue.sample())
+            },
+            status: {
+                let (queue, shown) = (Arc::clone(&queue), drains.statuses());
+                Box::new(move || status::document(&queue.stats(), &shown))
+            },
+        });
+        helpers.spawn({
+            let stop = stop_helpers.clone();
+            async move {
+                if let Err(error) = admin::serve(telemetry_listener, shown, stop).await {
+                    warn!(%error, "the telemetry port ended");
+                }
+            }
+        });
+        let connections = Arc::new(AtomicUsize::new(0));
+        let listening = Listening {
+            tls,
+            limits,
+            open: Arc::clone(&connections),
+            stop: stop_listening.clone(),
+            grace: config.shutdown.reserve,
+        };
+        let serving = tokio::spawn(listen::serve(listener, stack, listening, Arc::clone(&metrics)));
+        info!(%relay, %telemetry, "listening");
+        Ok(Self {
+            relay,
+            telemetry,
+            metrics,
+            queue,
+            drains,
+            batches,
+            connections,
+            ready,
+            grace: config.shutdown,
+            stop_listening,
+            stop_helpers,
+            serving,
+            helpers,
+        })
+    }
+
+    /// Returns the process's metrics, with its gauges up to date.
+    pub fn metrics(&self) -> &Metrics {
+        self.queue.sample();
+        &self.metrics
+    }
+
+    /// Serves until `shutdown` and then ends as described above.
+    pub async fn run(self, shutdown: Shutdown) {
+        shutdown.soft.cancelled().await;
+        self.ready.store(false, Ordering::Release);
+        let deadline = Instant::now() + self.grace.grace.saturating_sub(self.grace.reserve);
+        let finished = timeout_at(deadline, self.finished());
+        match shutdown.hard.run_until_cancelled(finished).await {
+            Some(Ok(())) => self.stop().await,
+            Some(Err(_elapsed)) => {
+                info!("grace period is over, what waits goes on at the next start");
+                self.stop().await;
+            }
+            // Nothing acknowledged is lost by this: it is on disk already.
+            None => warn!("ended without waiting for deliveries"),
+        }
+    }
+
+    /// Closes the listener, lets batches under way reach the queue, ends the drains and closes the queue.
+    pub async fn stop(self) {
+        self.ready.store(false, Ordering::Release);
+        self.stop_listening.cancel();
+        // Bounded by the reserve inside `listen::serve`.
+        let _ = self.serving.await;
+        self.batches.close();
+        if timeout(self.grace.reserve, self.batches.wait()).await.is_err() {
+            warn!(batches = self.batches.len(), "batches still on their way to the upstream are left behind");
+        }
+        self.drains.stop(self.grace.reserve).await;
+        self.queue.close().await;
+        self.stop_helpers.cancel();
+        self.helpers.close();
+        let _ = timeout(self.grace.reserve, self.helpers.wait()).await;
+        info!("ended");
+    }
+
+    /// Returns when nobody is connected, nothing is under way and nothing waits, and this has lasted for [`QUIET`].
+    async fn finished(&self) {
+        let mut quiet_since: Option<Instant> = None;
+        loop {
+            let waiting: u64 = attached(&self.queue.stats());
+            let busy = waiting > 0 || !self.batches.is_empty() || self.connections.load(Ordering::Relaxed) > 0;
+            let since = *quiet_since.get_or_insert_with(Instant::now);
+            if busy {
+                quiet_since = None;
+            } else if since.elapsed() >= QUIET {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Returns how many events wait for destinations that are configured.
+fn attached(stats: &Stats) -> u64 {
+    let consumers = stats.consumers.iter().filter(|consumer| consumer.attached);
+    consumers.flat_map(|consumer| &consumer.waiting).map(|(_, events)| events).sum()
+}
+
+async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut unavailable = false;
+    while stop.run_until_cancelled(tokio::time::sleep(SAMPLE_INTERVAL)).await.is_some() {
+        queue.sample();
+        metrics.upkeep();
+        match queue.stats().unavailable {
+            Some(why) if !unavailable => {
+                unavailable = true;
+                tracing::error!(%why, "the queue is not available: traffic passes, events are not kept");
+            }
+            None if unavailable => {
+                unavailable = false;
+                info!("the queue is available again");
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    listen::bind(address).await.with_context(|| format!("cannot listen on {address} (`{key}`)"))
+}
+
+fn engine(config: &Config, destinations: &[String]) -> Arc<dyn Queue> {
+    let queue = &config.queue;
+    let settings = queue::Settings {
+        path: match &queue.engine {
+            Engine::Sled { path } => path.clone(),
+            Engine::Memory => PathBuf::new(),
+        },
+        max_bytes: queue.max_bytes.0,
+        max_age: queue.max_age,
+        when_full: match queue.when_full {
+            config::WhenFull::DropOldest => queue::WhenFull::DropOldest,
+            config::WhenFull::DropNewest => queue::WhenFull::DropNewest,
+        },
+        headroom_bytes: queue.headroom.0,
+        mark_entries: config.dedupe.entries,
+        ..queue::Settings::default()
+    };
+    match queue.engine {
+        Engine::Sled { .. } => Arc::new(SledQueue::start(settings, destinations, system_clock())),
+        Engine::Memory => Arc::new(MemoryQueue::start(settings, destinations, system_clock())),
+    }
+}
+
+fn destinations(config: &Config) -> anyhow::Result<Vec<drains::Spec>> {
+    config
+        .destinations
+        .iter()
+        .map(|destination| {
+            Ok(drains::Spec {
+                name: destination.name.clone(),
+                destination: crate::destination::build(&destination.settings)
+                    .with_context(|| format!("cannot set up destination {}", destination.name))?,
+                settings: drain::Settings {
+                    retry: crate::backoff::Backoff { initial: destination.retry.initial, max: destination.retry.max },
+                    ..drain::Settings::default()
+                },
+            })
+        })
+        .collect()
+}
+
+fn platform(config: &Config) -> LaunchDarkly {
+    let limits = DecodeLimits {
+        inflate: InflateLimits {
+            bytes: usize::try_from(config.tee.max_decompressed.0).unwrap_or(usize::MAX),
+            ..InflateLimits::default()
+        },
+        ..DecodeLimits::default()
+    };
+    LaunchDarkly::new(config.environments.iter().map(credentials).collect(), limits)
+}
+
+fn credentials(environment: &Environment) -> EnvironmentCredentials {
+    let credentials = environment.credentials.clone().unwrap_or_default();
+    EnvironmentCredentials {
+        name: environment.name.clone(),
+        sdk_keys: credentials.sdk_keys,
+        mobile_keys: credentials.mobile_keys,
+        client_side_ids: credentials.client_side_ids,
+    }
+}
+
+fn tee_environment(environment: &Environment) -> TeeEnvironment {
+    TeeEnvironment {
+        name: environment.name.clone(),
+        project_id: environment.project_id.clone(),
+        environment_id: environment.environment_id.clone(),
+        selection: Selection::new(selection::Settings { kinds: environment.export.kinds.clone() }),
+        destinations: environment.destinations.clone(),
+    }
+}
+
+fn tee_settings(config: &Config) -> TeeSettings {
+    TeeSettings {
+        when: match config.tee.when {
+            config::When::NotRejected => When::NotRejected,
+            config::When::Accepted => When::Accepted,
+        },
+        payload_window: config.dedupe.window,
+        body_window: config.dedupe.body_window,
+    }
+}
+
+fn relay_settings(config: &Config) -> RelaySettings {
+    let bytes = |size: crate::units::ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
+    RelaySettings {
+        max_body: bytes(config.tee.max_body),
+        max_in_flight: bytes(config.tee.max_in_flight),
+        body_timeout: config.limits.body_timeout,
+        append_timeout: config.tee.append_timeout,
+        on_failure: match config.tee.on_failure {
+            config::OnFailure::Pass => OnFailure::Pass,
+            config::OnFailure::Refuse => OnFailure::Refuse,
+        },
+        // An HTTP/1.1 connection has one request at a time; the limit bites only for HTTP/2's many streams.
+        requests: config.limits.connections,
+    }
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
+        connections: config.limits.connections,
+        headers: config.limits.headers,
+        header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+        header_timeout: config.limits.header_timeout,
+        idle_timeout: config.limits.idle_timeout,
+    }
+}
+
+fn upstream(config: &Config) -> anyhow::Result<Upstream> {
+    let settings = UpstreamSettings {
+        url: config.upstream.url.clone(),
+        timeout: config.upstream.timeout,
+        idle_timeout: config.upstream.idle_timeout,
+        max_idle: config.upstream.max_idle,
+        max_headers: config.limits.headers,
+        max_head_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+    };
+    let ca_file = config.upstream.ca_file.as_deref();
+    let connector = connector(&settings.url, config.upstream.connect_timeout, ca_file)?;
+    Ok(Upstream::new(&settings, connector)?)
+}
+
+fn tls(files: &config::Tls) -> anyhow::Result<Tls> {
+    let files = TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+        client_ca: files.client_ca.clone(),
+    };
+    Tls::load(files).context("cannot set up TLS (`listen.tls`)")
+}

@@ -1,0 +1,67 @@
+//! The `/status` document: is the tee on, what waits, which destination is in trouble and why.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use crate::drain::{DrainStatus, State};
+use crate::queue::Stats;
+
+/// Returns the status as JSON: names and numbers, never event data.
+pub(super) fn document(stats: &Stats, drains: &[(String, Arc<DrainStatus>)]) -> Value {
+    let destinations: Map<String, Value> =
+        drains.iter().map(|(name, status)| (name.clone(), destination(name, stats, status))).collect();
+    let unconfigured: Vec<&str> = stats
+        .consumers
+        .iter()
+        .filter(|consumer| !drains.iter().any(|(name, _)| *name == consumer.name))
+        .map(|consumer| consumer.name.as_str())
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "tee": stats.unavailable.as_ref().map_or_else(|| json!("on"), |why| json!({ "off": why })),
+        "queue": {
+            "bytes": stats.bytes,
+            "corrupt_records": stats.corrupt_records,
+            "quarantined": stats.quarantined,
+            "cursors_without_destination": unconfigured,
+        },
+        "destinations": destinations,
+    })
+}
+
+fn destination(name: &str, stats: &Stats, status: &DrainStatus) -> Value {
+    let now = status.get();
+    let mut shown = Map::new();
+    let (state, why) = match &now.state {
+        State::Idle => ("idle", None),
+        State::Delivering => ("delivering", None),
+        State::Retrying { why, .. } => ("retrying", Some(why)),
+        State::Blocked { why, .. } => ("blocked", Some(why)),
+        State::Stopped => ("stopped", None),
+    };
+    shown.insert("state".to_owned(), json!(state));
+    if let Some(why) = why {
+        shown.insert("why".to_owned(), json!(why));
+    }
+    if let State::Retrying { since, next, .. } | State::Blocked { since, next, .. } = &now.state {
+        shown.insert("since".to_owned(), time(*since));
+        shown.insert("next_try".to_owned(), time(*next));
+    }
+    shown.insert("last_delivered".to_owned(), now.last_delivered.map_or(Value::Null, time));
+    if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
+        let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
+        shown.insert("waiting".to_owned(), json!(waiting));
+        shown.insert("oldest_waiting_ms".to_owned(), json!(consumer.oldest_waiting_ms));
+    }
+    let dead = stats.dead_letters.iter().find(|(of, _)| of == name).map_or(0, |(_, count)| *count);
+    shown.insert("dead_letters".to_owned(), json!(dead));
+    Value::Object(shown)
+}
+
+fn time(at: SystemTime) -> Value {
+    let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let text = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    text.map_or(Value::Null, |text| json!(text.to_string()))
+}

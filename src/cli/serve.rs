@@ -1,0 +1,75 @@
+//! `flagtap serve`: loads the configuration, sets up logging, runs until asked to stop.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::App;
+use crate::cli::check::UNUSABLE;
+use crate::config::{self, Config, Format, Log};
+use crate::shutdown::Shutdown;
+
+// A sidecar shares its node: more threads than this buy no throughput, only memory.
+const MAX_THREADS: usize = 4;
+
+/// Serves until a signal; returns the exit code.
+pub(super) fn run(path: Option<&Path>) -> ExitCode {
+    let (config, warnings) = match path {
+        None => (Config::embedded(), None),
+        Some(path) => match Config::load(path, &config::process_environment) {
+            Ok((config, warnings)) => (config, Some(warnings)),
+            Err(problems) => {
+                // Before logging is set up: these lines are for the person who wrote the file.
+                eprint!("{}", problems.render(&path.display().to_string()));
+                return ExitCode::from(UNUSABLE);
+            }
+        },
+    };
+    log_to_stderr(config.log);
+    match (path, &warnings) {
+        (Some(path), Some(warnings)) => {
+            let file = path.display().to_string();
+            for line in warnings.render(&file).lines() {
+                warn!("{line}");
+            }
+            info!(%file, "configuration loaded");
+        }
+        _ => info!(
+            queue = "./flagtap-data",
+            export = "./flagtap-export",
+            upstream = %config.upstream.url,
+            "no configuration file, running on the embedded defaults"
+        ),
+    }
+    let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            error!("{cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before anything listens: a TERM during the start must find its handler.
+    let shutdown = Shutdown::listen()?;
+    let app = App::start(config).await?;
+    app.run(shutdown).await;
+    Ok(())
+}
+
+fn log_to_stderr(log: Log) {
+    // Libraries below the line of interest: their debug output names addresses and headers.
+    let filter = EnvFilter::new(format!("warn,flagtap={}", log.level.as_str()));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        Format::Json => builder.json().init(),
+        Format::Text => builder.with_target(false).init(),
+    }
+}

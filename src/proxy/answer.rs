@@ -1,0 +1,125 @@
+//! The one place where a failure becomes an answer.
+//!
+//! The relay's own answers are 502, 503 and 504 with `x-flagtap-error: <fault>; <reason>`, never a 4xx: after most
+//! 4xx answers an SDK sends no events until its process restarts (shared behaviour of the Go, Java, Python, Ruby,
+//! .NET and Node SDKs). hyper adds the `Date` header that Android's 2.9 SDK cannot live without.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use tower::{BoxError, Layer, Service};
+
+use crate::metrics::{Metrics, REQUEST_ERRORS};
+use crate::proxy::{Failure, Fault, Reply};
+
+/// Names the relay as the author of an answer, and whose fault it was.
+pub(super) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-flagtap-error");
+
+/// Turns every error of the inner service into an answer.
+#[derive(Clone)]
+pub(super) struct AnswerLayer {
+    metrics: Arc<Metrics>,
+}
+
+impl AnswerLayer {
+    /// Returns the layer; it counts what it answers.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
+
+impl<S> Layer<S> for AnswerLayer {
+    type Service = Answer<S>;
+
+    fn layer(&self, inner: S) -> Answer<S> {
+        Answer {
+            inner,
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+}
+
+/// See [`AnswerLayer`].
+#[derive(Clone)]
+pub(super) struct Answer<S> {
+    inner: S,
+    metrics: Arc<Metrics>,
+}
+
+impl<S, B> Service<Request<B>> for Answer<S>
+where
+    S: Service<Request<B>, Response = Response<Reply>, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Reply>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Reply>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let answering = self.inner.call(request);
+        let metrics = Arc::clone(&self.metrics);
+        Box::pin(async move {
+            match answering.await {
+                Ok(answer) => Ok(answer),
+                Err(error) => {
+                    let failure = if error.is::<tower::load_shed::error::Overloaded>() {
+                        Failure::Overloaded
+                    } else {
+                        error.downcast_ref::<Failure>().cloned().unwrap_or(Failure::Internal)
+                    };
+                    metrics
+                        .counter(&REQUEST_ERRORS, &[failure.fault().as_str(), failure.reason()])
+                        .increment(1);
+                    Ok(own(&failure))
+                }
+            }
+        })
+    }
+}
+
+/// Returns the relay's own answer to a failure.
+pub(super) fn own(failure: &Failure) -> Response<Reply> {
+    let status = match failure {
+        Failure::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        _ if failure.fault() == Fault::Upstream => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let text = format!("{}; {}", failure.fault().as_str(), failure.reason());
+    let mut answer = Response::new(Reply::Own(Some(Bytes::from(format!("flagtap: {failure}\n")))));
+    *answer.status_mut() = status;
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        answer.headers_mut().insert(ERROR_HEADER, value);
+    }
+    answer
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if failure.fault() == Fault::Client {
+        // The rest of the body is still on its way; the connection cannot be used again.
+        answer
+            .headers_mut()
+            .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_relays_own_answers_are_never_4xx_and_say_whose_fault_it_was() {
+        for failure in Failure::ALL {
+            let answer = own(&failure);
+            assert!(answer.status().is_server_error(), "{failure:?}");
+            let value = answer.headers()[ERROR_HEADER].to_str().unwrap();
+            assert_eq!(value, format!("{}; {}", failure.fault().as_str(), failure.reason()));
+        }
+    }
+}

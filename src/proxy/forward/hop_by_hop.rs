@@ -1,0 +1,123 @@
+//! Which headers belong to one connection only (RFC 9110 §7.6.1) and are not passed on.
+//!
+//! The fixed list, and what `Connection` names; but a client cannot use `Connection` to take away what the events
+//! service needs to know whose events these are and to recognise a retry.
+
+use http::header::{
+    self, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, HOST, HeaderMap,
+    HeaderName,
+};
+
+const FIXED: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+// `Connection: Authorization` would turn an accepted batch into a 401, after which most SDKs send nothing any more.
+const PROTECTED: [HeaderName; 7] = [
+    AUTHORIZATION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    COOKIE,
+    DATE,
+    HOST,
+];
+
+/// Returns a copy of `headers` without the hop-by-hop ones, in the same order.
+///
+/// Built anew instead of by removal: `HeaderMap::remove` would move the last header into the gap.
+pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    let named = named_by_connection(headers);
+    let mut passed = HeaderMap::with_capacity(headers.len() + 1);
+    for (name, value) in headers {
+        if !FIXED.contains(name) && !named.contains(name) {
+            passed.append(name.clone(), value.clone());
+        }
+    }
+    passed
+}
+
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .filter(|name| !PROTECTED.contains(name) && !is_platform_header(name))
+        .collect()
+}
+
+fn is_platform_header(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-launchdarkly-") || name.as_str().starts_with("access-control-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, http::HeaderValue::from_static(value));
+        }
+        passed_on(&headers)
+            .keys()
+            .map(|name| name.as_str().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn fixed_and_named_headers_stay_behind_and_order_is_kept() {
+        let kept = names(&[
+            ("accept", "*/*"),
+            ("connection", "keep-alive, X-Hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("proxy-authorization", "Basic eA=="),
+            ("user-agent", "GoClient/7"),
+            ("x-site", "1"),
+        ]);
+        assert_eq!(kept, ["accept", "user-agent", "x-site"]);
+    }
+
+    #[test]
+    fn connection_cannot_name_away_what_the_service_needs() {
+        let kept = names(&[
+            (
+                "connection",
+                "Authorization, X-LaunchDarkly-Payload-ID, X-LaunchDarkly-Event-Schema, Content-Encoding",
+            ),
+            ("authorization", "sdk-1"),
+            ("x-launchdarkly-payload-id", "p"),
+            ("x-launchdarkly-event-schema", "4"),
+            ("content-encoding", "gzip"),
+        ]);
+        assert_eq!(
+            kept,
+            [
+                "authorization",
+                "x-launchdarkly-payload-id",
+                "x-launchdarkly-event-schema",
+                "content-encoding"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_connection_header_that_is_not_text_names_nothing() {
+        let mut headers = HeaderMap::new();
+        headers.append(CONNECTION, http::HeaderValue::from_bytes(b"\xff\xfe").unwrap());
+        headers.append("x-site", http::HeaderValue::from_static("1"));
+        assert_eq!(passed_on(&headers).len(), 1);
+    }
+}

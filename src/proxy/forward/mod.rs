@@ -1,0 +1,177 @@
+//! Sends requests on to the upstream, unchanged but for framing, hop-by-hop headers and `Host`.
+//!
+//! A captured request has a timeout until the answer's head and one second try: on a pooled connection that had
+//! answered before and broke now, if the batch has a payload id, by which the service recognises the repetition.
+//! A streamed request has neither.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Extensions, HeaderValue, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tower::timeout::{Timeout, TimeoutLayer};
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+
+use crate::proxy::{Failure, Outbound, UpstreamSettings};
+
+pub mod connect;
+mod hop_by_hop;
+
+use connect::{Answers, Connector};
+
+/// The upstream: where it is and the pooled client that reaches it.
+#[derive(Clone)]
+pub struct Upstream {
+    scheme: Scheme,
+    authority: Authority,
+    host: HeaderValue,
+    /// Path of `upstream.url` without its last slash; usually empty.
+    base: String,
+    client: Client<Connector, Outbound>,
+    whole: Timeout<Client<Connector, Outbound>>,
+}
+
+impl Upstream {
+    /// Returns a client for `settings.url`, an http or https URL with a host.
+    pub fn new(settings: &UpstreamSettings, connector: Connector) -> Result<Self, Failure> {
+        let parts = settings.url.clone().into_parts();
+        let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
+            return Err(Failure::NotForwardable);
+        };
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::NotForwardable)?;
+        let base = settings.url.path().trim_end_matches('/').to_owned();
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(settings.idle_timeout)
+            .pool_max_idle_per_host(settings.max_idle)
+            .http1_preserve_header_case(true)
+            .http1_max_headers(settings.max_headers)
+            .http1_max_buf_size(settings.max_head_bytes.max(MIN_BUFFER))
+            .http2_max_header_list_size(u32::try_from(settings.max_head_bytes).unwrap_or(u32::MAX))
+            .http2_keep_alive_interval(Some(Duration::from_secs(20)))
+            .set_host(false)
+            .build(connector);
+        // The timeout is the outermost layer: connecting, a second connection and the wait for the head all count.
+        let whole = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(settings.timeout))
+            .service(client.clone());
+        Ok(Self {
+            scheme,
+            authority,
+            host,
+            base,
+            client,
+            whole,
+        })
+    }
+
+    /// Sends a request whose body was captured; returns the answer with its body unread.
+    pub async fn send(&self, parts: &Parts, body: &Bytes, repeatable: bool) -> Result<Response<Incoming>, Failure> {
+        let first = self.request(parts, Outbound::Whole(Some(body.clone())))?;
+        let error = match self.whole.clone().oneshot(first).await {
+            Ok(answer) => return Ok(noted(answer)),
+            Err(error) => error,
+        };
+        if !(repeatable && broke_after_use(&error)) {
+            return Err(failure(&error));
+        }
+        tracing::debug!("pooled connection broke before the answer, sending the batch once more");
+        let second = self.request(parts, Outbound::Whole(Some(body.clone())))?;
+        self.whole
+            .clone()
+            .oneshot(second)
+            .await
+            .map(noted)
+            .map_err(|error| failure(&error))
+    }
+
+    /// Sends a request whose body goes on as it comes. No timeout but that of connecting: a stream lives for hours.
+    pub async fn stream(&self, parts: &Parts, body: Outbound) -> Result<Response<Incoming>, Failure> {
+        let request = self.request(parts, body)?;
+        match self.client.request(request).await {
+            Ok(answer) => Ok(noted(answer)),
+            Err(error) => Err(failure(&error.into())),
+        }
+    }
+
+    fn request(&self, parts: &Parts, body: Outbound) -> Result<Request<Outbound>, Failure> {
+        let mut request = Request::new(body);
+        *request.method_mut() = parts.method.clone();
+        *request.version_mut() = Version::HTTP_11;
+        *request.uri_mut() = self.uri(&parts.uri)?;
+        let mut headers = hop_by_hop::passed_on(&parts.headers);
+        // In place, so that `Host` stays where the client had it; HTTP/2 clients had none.
+        headers.insert(header::HOST, self.host.clone());
+        *request.headers_mut() = headers;
+        // hyper keeps the original case of the header names here.
+        *request.extensions_mut() = parts.extensions.clone();
+        Ok(request)
+    }
+
+    fn uri(&self, asked: &Uri) -> Result<Uri, Failure> {
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(self.scheme.clone());
+        uri.authority = Some(self.authority.clone());
+        let path = asked
+            .path_and_query()
+            .cloned()
+            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        uri.path_and_query = Some(if self.base.is_empty() {
+            path
+        } else {
+            PathAndQuery::try_from(format!("{}{path}", self.base)).map_err(|_| Failure::NotForwardable)?
+        });
+        Uri::from_parts(uri).map_err(|_| Failure::NotForwardable)
+    }
+}
+
+// hyper refuses a smaller read buffer.
+const MIN_BUFFER: usize = 8192;
+
+fn noted(answer: Response<Incoming>) -> Response<Incoming> {
+    if let Some(answers) = answer.extensions().get::<Answers>() {
+        answers.note();
+    }
+    answer
+}
+
+/// Returns true if the error came from a connection that had answered before: most likely the upstream closed it
+/// while idle and the request met the closing.
+fn broke_after_use(error: &BoxError) -> bool {
+    let Some(error) = error.downcast_ref::<ClientError>() else {
+        return false;
+    };
+    let Some(connected) = error.connect_info() else {
+        return false;
+    };
+    let mut extras = Extensions::new();
+    connected.get_extras(&mut extras);
+    !error.is_connect() && extras.get::<Answers>().is_some_and(Answers::any)
+}
+
+fn failure(error: &BoxError) -> Failure {
+    if error.is::<tower::timeout::error::Elapsed>() {
+        return Failure::UpstreamTimeout;
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
+    while let Some(current) = cause {
+        // The client's own body broke while it was streamed through: the upstream is not at fault.
+        if let Some(failure) = current.downcast_ref::<Failure>() {
+            return failure.clone();
+        }
+        cause = current.source();
+    }
+    tracing::debug!(
+        error = error.as_ref() as &dyn std::error::Error,
+        "upstream request failed"
+    );
+    match error.downcast_ref::<ClientError>() {
+        Some(error) if error.is_connect() => Failure::UpstreamUnreachable,
+        _ => Failure::UpstreamBroke,
+    }
+}

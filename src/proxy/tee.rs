@@ -1,0 +1,328 @@
+//! The copy: decides whether a forwarded batch is exported, selects its events and appends them to the queue.
+//!
+//! Runs after the upstream's answer is known and can never change it, unless `tee.on_failure: refuse` asks for a 503.
+//! Every batch that comes in leaves in exactly one outcome, and every outcome is counted here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use metrics::Counter;
+use tokio::sync::Semaphore;
+
+use crate::event::Schema;
+use crate::export::selection::{Judgement as Selected, Selection};
+use crate::metrics::{self as inventory, Metrics};
+use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform};
+use crate::proxy::{Judgement, When};
+use crate::queue::{Appended, Entry, Mark, Queue};
+use crate::record::{Origin, Record, RecordEvent};
+
+/// One environment's share of the tee.
+pub struct TeeEnvironment {
+    /// Configured name.
+    pub name: String,
+    /// LaunchDarkly's project id; may be empty.
+    pub project_id: String,
+    /// LaunchDarkly's environment id; if empty, the one in the request's path is exported.
+    pub environment_id: String,
+    /// What is exported.
+    pub selection: Selection,
+    /// Where it goes.
+    pub destinations: Vec<String>,
+}
+
+/// How the tee decides.
+#[derive(Clone, Copy, Debug)]
+pub struct TeeSettings {
+    /// `tee.when`.
+    pub when: When,
+    /// How long a payload id is remembered.
+    pub payload_window: Duration,
+    /// How long the hash of a body without a payload id is remembered.
+    pub body_window: Duration,
+}
+
+/// A batch that was forwarded.
+pub struct Offer {
+    /// When the request was received, Unix milliseconds.
+    pub received_ms: u64,
+    /// The request's head.
+    pub parts: Arc<Parts>,
+    /// Its body as it came.
+    pub body: Bytes,
+    /// Its route.
+    pub route: EventRoute,
+    /// Whose it is.
+    pub identity: Identity,
+    /// How it is recognised when it comes again.
+    pub fingerprint: Option<Fingerprint>,
+    /// What the upstream made of it.
+    pub judgement: Judgement,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Durable in the queue.
+    Queued,
+    /// Nothing in it is exported.
+    Filtered,
+    /// Was in the queue already.
+    Duplicate,
+    /// Passed through only, for this reason.
+    NotTeed(&'static str),
+    /// Passed through only because flagtap could not keep it; with `on_failure: refuse` the SDK is asked to retry.
+    Failed(&'static str),
+}
+
+/// Appends what is to be exported to the queue.
+pub struct Tee {
+    platform: Arc<dyn Platform>,
+    queue: Arc<dyn Queue>,
+    environments: Vec<(TeeEnvironment, Counters)>,
+    settings: TeeSettings,
+    metrics: Arc<Metrics>,
+    // Inflating multiplies a body's size: two at a time bound the memory at twice `tee.max_decompressed`.
+    inflating: Semaphore,
+}
+
+struct Counters {
+    batches_received: Counter,
+    batches_filtered: Counter,
+    batches_duplicate: Counter,
+    batches_queued: Counter,
+    events_received: Counter,
+    events_duplicate: Counter,
+    events_queued: Counter,
+}
+
+/// Label value for batches whose environment is not known.
+const UNKNOWN: &str = "unknown";
+
+// Above this, decoding takes longer than the half millisecond an async thread may be kept.
+const DECODE_ON_THREAD: usize = 48 * 1024;
+
+impl Tee {
+    /// Returns a tee over `environments`, in the order that the platform's identities refer to.
+    pub fn new(
+        platform: Arc<dyn Platform>,
+        queue: Arc<dyn Queue>,
+        environments: Vec<TeeEnvironment>,
+        settings: TeeSettings,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let environments = environments
+            .into_iter()
+            .map(|environment| {
+                let name = environment.name.clone();
+                let counter = |definition| metrics.counter(definition, &[&name]);
+                let counters = Counters {
+                    batches_received: counter(&inventory::BATCHES_RECEIVED),
+                    batches_filtered: counter(&inventory::BATCHES_FILTERED),
+                    batches_duplicate: counter(&inventory::BATCHES_DUPLICATE),
+                    batches_queued: counter(&inventory::BATCHES_QUEUED),
+                    events_received: counter(&inventory::EVENTS_RECEIVED),
+                    events_duplicate: counter(&inventory::EVENTS_DUPLICATE),
+                    events_queued: counter(&inventory::EVENTS_QUEUED),
+                };
+                (environment, counters)
+            })
+            .collect();
+        Self {
+            platform,
+            queue,
+            environments,
+            settings,
+            metrics,
+           
+            inflating: Semaphore::new(2),
+        }
+    }
+
+    /// Counts a batch that was not captured.
+    pub fn pass_by(&self, identity: Identity, reason: &'static str) {
+        let name = match self.environment(identity) {
+            Some((environment, counters)) => {
+                counters.batches_received.increment(1);
+                &environment.name
+            }
+            None => {
+                self.metrics
+                    .counter(&inventory::BATCHES_RECEIVED, &[UNKNOWN])
+                    .increment(1);
+                UNKNOWN
+            }
+        };
+        self.metrics
+            .counter(&inventory::BATCHES_NOT_TEED, &[name, reason])
+            .increment(1);
+    }
+
+    /// Takes a forwarded batch to its outcome. Runs to the end also when nobody waits for it.
+    pub async fn offer(&self, offer: Offer) -> Outcome {
+        if let Err(reason) = self.admit(offer.identity, offer.judgement) {
+            self.pass_by(offer.identity, reason);
+            return Outcome::NotTeed(reason);
+        }
+        let (Some((environment, counters)), Some(fingerprint)) = (self.environment(offer.identity), offer.fingerprint)
+        else {
+            self.pass_by(offer.identity, "unknown_credential");
+            return Outcome::NotTeed("unknown_credential");
+        };
+        let Offer {
+            received_ms,
+            parts,
+            body,
+            route,
+            ..
+        } = offer;
+        let path_id = route.client_side_id.clone();
+        let batch = match self.decode(parts, body, route).await {
+            Ok(batch) => batch,
+            Err(error) => {
+                self.pass_by(offer.identity, error.metric_label());
+                return Outcome::NotTeed(error.metric_label());
+            }
+        };
+        counters.batches_received.increment(1);
+        counters.events_received.increment(batch.events.len() as u64);
+        let events = self.select(environment, batch.schema, &batch);
+        if events.is_empty() {
+            counters.batches_filtered.increment(1);
+            return Outcome::Filtered;
+        }
+        let count = events.len() as u64;
+        let environment_id = match (&environment.environment_id, path_id) {
+            (configured, Some(in_path)) if configured.is_empty() => in_path,
+            (configured, _) => configured.clone(),
+        };
+        let record = Record {
+            received_ms,
+            origin: Origin {
+                environment: environment.name.clone(),
+                project_id: environment.project_id.clone(),
+                environment_id,
+                schema: batch.schema,
+                sdk: batch.sdk,
+                tags: batch.tags,
+            },
+            destinations: environment.destinations.clone(),
+            id_seed: fingerprint.seed,
+            events,
+        };
+        let window = if fingerprint.by_payload_id {
+            self.settings.payload_window
+        } else {
+            self.settings.body_window
+        };
+        let appended = self
+            .queue
+            .append(Entry {
+                record,
+                mark: Mark {
+                    key: fingerprint.key,
+                    window,
+                },
+            })
+            .await;
+        match appended {
+            Ok(Appended::Stored(_)) => {
+                counters.batches_queued.increment(1);
+                counters.events_queued.increment(count);
+                Outcome::Queued
+            }
+            Ok(Appended::Duplicate) => {
+                counters.batches_duplicate.increment(1);
+                counters.events_duplicate.increment(count);
+                Outcome::Duplicate
+            }
+            Err(error) => {
+                let reason = error.metric_label();
+                self.metrics
+                    .counter(&inventory::BATCHES_NOT_TEED, &[&environment.name, reason])
+                    .increment(1);
+                self.metrics
+                    .counter(&inventory::EVENTS_NOT_TEED, &[&environment.name, reason])
+                    .increment(count);
+                tracing::debug!(environment = %environment.name, %error, "batch not teed");
+                Outcome::Failed(reason)
+            }
+        }
+    }
+
+    fn environment(&self, identity: Identity) -> Option<&(TeeEnvironment, Counters)> {
+        match identity {
+            Identity::Known(index) | Identity::Lone(index) => self.environments.get(index),
+            Identity::Unknown => None,
+        }
+    }
+
+    /// Decides from credential and upstream's judgement alone; the error is the reason not to tee.
+    ///
+    /// Without a judgement only a configured credential counts: otherwise whoever reaches the port could fill the
+    /// queue while the upstream is down.
+    fn admit(&self, identity: Identity, judgement: Judgement) -> Result<(), &'static str> {
+        match (judgement, identity, self.settings.when) {
+            (Judgement::Rejected, ..) => Err("rejected_by_upstream"),
+            (_, Identity::Unknown, _) => Err("unknown_credential"),
+            (Judgement::Accepted, ..) => Ok(()),
+            (Judgement::None, _, When::Accepted) => Err("not_accepted_by_upstream"),
+            (Judgement::None, Identity::Known(_), When::NotRejected) => Ok(()),
+            (Judgement::None, Identity::Lone(_), When::NotRejected) => Err("not_accepted_by_upstream"),
+        }
+    }
+
+    async fn decode(&self, parts: Arc<Parts>, body: Bytes, route: EventRoute) -> Result<Batch, DecodeError> {
+        let compressed = parts.headers.contains_key(http::header::CONTENT_ENCODING);
+        if !compressed && body.len() <= DECODE_ON_THREAD {
+            return decode(self.platform.as_ref(), &parts, &body, &route);
+        }
+        // The semaphore is never closed; an error would only mean one body more at once.
+        let _turn = if compressed {
+            self.inflating.acquire().await.ok()
+        } else {
+            None
+        };
+        let platform = Arc::clone(&self.platform);
+        tokio::task::spawn_blocking(move || decode(platform.as_ref(), &parts, &body, &route))
+            .await
+            .unwrap_or(Err(DecodeError::BrokenEncoding))
+    }
+
+    fn select(&self, environment: &TeeEnvironment, schema: Schema, batch: &Batch) -> Vec<RecordEvent> {
+        let mut kept = Vec::with_capacity(batch.events.len());
+        let mut dropped: Vec<(&'static str, u64)> = Vec::new();
+        for event in &batch.events {
+            match environment.selection.judge(schema, event) {
+                Selected::Keep => {
+                    kept.push(RecordEvent {
+                        index: event.index,
+                        kind: event.kind,
+                        json: event.json.clone(),
+                    });
+                }
+                Selected::Drop(reason) => match dropped.iter_mut().find(|(known, _)| *known == reason) {
+                    Some((_, count)) => *count += 1,
+                    None => dropped.push((reason, 1)),
+                },
+            }
+        }
+        for (reason, count) in dropped {
+            self.metrics
+                .counter(&inventory::EVENTS_FILTERED, &[&environment.name, reason])
+                .increment(count);
+        }
+        kept
+    }
+}
+
+fn decode(platform: &dyn Platform, parts: &Parts, body: &Bytes, route: &EventRoute) -> Result<Batch, DecodeError> {
+    platform.decode(&Captured {
+        query: parts.uri.query(),
+        headers: &parts.headers,
+        body,
+        route,
+    })
+}

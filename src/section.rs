@@ -1,1 +1,0 @@
-//! Reads a configuration mapping key by key and collects every problem with its place.

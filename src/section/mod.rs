@@ -1,0 +1,500 @@
+//! Reads a configuration mapping key by key and collects every problem with its place.
+//!
+//! [`read`] parses the text and hands the root [`Section`] to a reader. A reader asks for its keys by name and type;
+//! whatever was not asked for is an unknown key and fatal. Nothing stops at the first problem: a reader asks for all
+//! of its keys first and puts its value together afterwards. No message repeats a value of the file.
+//!
+//! Every key asked for is also noted with type and default ([`Known`]), which is what the tests compare
+//! `config.example.yaml` and `docs/configuration.md` with.
+
+mod leaf;
+mod suggest;
+mod tree;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+
+use crate::problems::{Place, Problems};
+use crate::secret::Secret;
+
+pub use leaf::Leaf;
+use suggest::closest;
+pub use suggest::not_a_choice;
+use tree::{Entry, Node, Value};
+
+/// Largest file behind a `…_file` key, bytes.
+const MAX_SECRET_BYTES: u64 = 64 * 1024;
+
+/// What [`read`] gives back.
+#[derive(Debug)]
+pub struct Reading<T> {
+    /// What the reader made of the root; nothing if the text is no YAML mapping.
+    pub value: Option<T>,
+    /// Everything found wrong, in the order of the file.
+    pub problems: Problems,
+    /// Every key that was asked for, by path with `[]` for list items.
+    pub known: BTreeMap<String, Known>,
+}
+
+/// What the reader asked for under a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The type, in the words of [`Leaf::expected`].
+    pub expected: String,
+    /// The default in the configuration's spelling; nothing where there is none.
+    pub default: Option<String>,
+    /// The key must be given.
+    pub required: bool,
+}
+
+/// Parses `text` and has `reader` read its root mapping. `environment` gives the values for `${NAME}`.
+pub fn read<T>(
+    text: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+    reader: impl FnOnce(&mut Section<'_>) -> T,
+) -> Reading<T> {
+    let mut problems = Problems::default();
+    let root = tree::parse(text, environment, &mut problems);
+    let context = Context {
+        problems: RefCell::new(problems),
+        known: RefCell::default(),
+    };
+    let value = root.and_then(|node| {
+        let place = Place {
+            path: String::new(),
+            line: node.line,
+            column: node.column,
+        };
+        let mut section = Section::open(&node, place, String::new(), &context)?;
+        let value = reader(&mut section);
+        section.close();
+        Some(value)
+    });
+    Reading {
+        value,
+        problems: context.problems.into_inner(),
+        known: context.known.into_inner(),
+    }
+}
+
+struct Context {
+    problems: RefCell<Problems>,
+    known: RefCell<BTreeMap<String, Known>>,
+}
+
+/// One mapping of the configuration.
+pub struct Section<'a> {
+    entries: &'a [Entry],
+    place: Place,
+    /// The path with `[]` for list items.
+    pattern: String,
+    asked: Vec<String>,
+    context: &'a Context,
+}
+
+impl<'a> Section<'a> {
+    /// Returns the value of a key that must be given, or nothing after reporting why there is none.
+    pub fn required<T: Leaf>(&mut self, key: &str) -> Option<T> {
+        self.note(key, &T::expected(), None, true);
+        match self.find(key) {
+            Some(entry) => self.leaf(&entry.node, self.place_below(key)),
+            None => {
+                self.problem(None, format!("needs `{key}`: {}", T::expected()));
+                None
+            }
+        }
+    }
+
+    /// Returns the value of a key that may be left out.
+    pub fn optional<T: Leaf>(&mut self, key: &str) -> Option<T> {
+        self.note(key, &T::expected(), None, false);
+        let entry = self.find(key)?;
+        self.leaf(&entry.node, self.place_below(key))
+    }
+
+    /// Returns the value of a key, `default` if it is left out (or wrong, after reporting it).
+    pub fn or<T: Leaf>(&mut self, key: &str, default: T) -> T {
+        self.note(key, &T::expected(), Some(default.show()), false);
+        self.find(key)
+            .and_then(|entry| self.leaf(&entry.node, self.place_below(key)))
+            .unwrap_or(default)
+    }
+
+    /// Returns the readable items of a list with their places; nothing if the key is left out or holds no list.
+    pub fn placed_list<T: Leaf>(&mut self, key: &str) -> Option<Vec<(T, Place)>> {
+        let expected = format!("a list, each {}", T::expected());
+        self.note(key, &expected, None, false);
+        let items = self.items(key, &expected)?;
+        let mut list = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let place = self.place_of_item(key, index, item);
+            list.extend(self.leaf(item, place.clone()).map(|value| (value, place)));
+        }
+        Some(list)
+    }
+
+    /// Returns the readable items of a list; nothing if the key is left out or holds no list.
+    pub fn list<T: Leaf>(&mut self, key: &str) -> Option<Vec<T>> {
+        self.placed_list(key)
+            .map(|list| list.into_iter().map(|(value, _)| value).collect())
+    }
+
+    /// Has `reader` read the mapping under a key; nothing if the key is left out. A key with nothing below it counts
+    /// as an empty mapping.
+    pub fn section<R>(&mut self, key: &str, reader: impl FnOnce(&mut Section<'_>) -> R) -> Option<R> {
+        self.note(key, "a mapping", None, false);
+        let entry = self.find(key)?;
+        let place = Place {
+            line: entry.line,
+            column: entry.column,
+            ..self.place_below(key)
+        };
+        let pattern = tree::join(&self.pattern, key);
+        let mut section = Section::open(&entry.node, place, pattern, self.context)?;
+        let value = reader(&mut section);
+        section.close();
+        Some(value)
+    }
+
+    /// Has `reader` read each mapping of the list under a key; empty if the key is left out.
+    pub fn sections<R>(&mut self, key: &str, mut reader: impl FnMut(&mut Section<'_>) -> R) -> Vec<R> {
+        self.note(key, "a list of mappings", None, false);
+        let mut values = Vec::new();
+        for (index, item) in self
+            .items(key, "a list of mappings")
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+        {
+            let place = self.place_of_item(key, index, item);
+            let pattern = format!("{}[]", tree::join(&self.pattern, key));
+            if let Some(mut section) = Section::open(item, place, pattern, self.context) {
+                values.push(reader(&mut section));
+                section.close();
+            }
+        }
+        values
+    }
+
+    /// Returns the secret under `key`, or in the file named by `<key>_file`; nothing if neither is given or it was
+    /// reported.
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let file_key = format!("{key}_file");
+        self.note(key, "a secret, best as `${VARIABLE}`", None, false);
+        self.note(&file_key, "the path of a file that holds the secret", None, false);
+        self.not_both(key, &file_key);
+        if let Some(entry) = self.find(key) {
+            return self.checked_secret(&entry.node, self.place_below(key));
+        }
+        let (text, place) = self.secret_file(&file_key)?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        self.secret_text(text, place)
+    }
+
+    /// Returns the secrets listed under `key`, or in the file named by `<key>_file` (one per line, empty lines left
+    /// out), with their places.
+    pub fn secrets(&mut self, key: &str) -> Vec<(Secret, Place)> {
+        let file_key = format!("{key}_file");
+        self.note(key, "a list of secrets, best as `${VARIABLE}`", None, false);
+        self.note(
+            &file_key,
+            "the path of a file that holds one secret per line",
+            None,
+            false,
+        );
+        self.not_both(key, &file_key);
+        let mut secrets = Vec::new();
+        if self.find(key).is_some() {
+            for (index, item) in self
+                .items(key, "a list of secrets")
+                .unwrap_or_default()
+                .iter()
+                .enumerate()
+            {
+                let place = self.place_of_item(key, index, item);
+                secrets.extend(self.checked_secret(item, place.clone()).map(|secret| (secret, place)));
+            }
+        } else if let Some((text, place)) = self.secret_file(&file_key) {
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            for line in lines {
+                secrets.extend(
+                    self.secret_text(line, place.clone())
+                        .map(|secret| (secret, place.clone())),
+                );
+            }
+            if secrets.is_empty() {
+                self.problem(Some(&file_key), "names a file without a secret in it");
+            }
+        }
+        secrets
+    }
+
+    /// Returns which one of `kinds` this mapping has as a key (`kinesis: {…}`). None and more than one are reported.
+    pub fn kind(&mut self, kinds: &[&'static str]) -> Option<&'static str> {
+        let found = self.kind_if_any(kinds);
+        if found.is_none() {
+            self.problem(None, format!("needs one of {}", choices_text(kinds)));
+        }
+        found
+    }
+
+    /// Returns which one of `kinds` this mapping has as a key, if any. More than one is reported.
+    pub fn kind_if_any(&mut self, kinds: &[&'static str]) -> Option<&'static str> {
+        let mut found = None;
+        for kind in kinds {
+            self.note(kind, "a mapping", None, false);
+            if self.find(kind).is_some() {
+                if found.is_some() {
+                    self.problem(
+                        Some(kind),
+                        format!("is one too many: give exactly one of {}", choices_text(kinds)),
+                    );
+                }
+                found = found.or(Some(*kind));
+            }
+        }
+        found
+    }
+
+    /// Returns true if the key is given and holds a scalar. Does not count as asking for the key.
+    pub fn is_scalar(&self, key: &str) -> bool {
+        self.find(key)
+            .is_some_and(|entry| matches!(entry.node.value, Value::Text(_) | Value::Broken))
+    }
+
+    /// Returns true if the key is given, also if its value is wrong. Does not count as asking for the key.
+    pub fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// Returns the keys that the file gives here, in its order.
+    pub fn keys(&self) -> Vec<&str> {
+        self.entries.iter().map(|entry| entry.key.as_str()).collect()
+    }
+
+    /// Returns the place of a key's value (of the section itself for `None` or a key that is not given).
+    pub fn place(&self, key: Option<&str>) -> Place {
+        key.map_or_else(|| self.place.clone(), |key| self.place_below(key))
+    }
+
+    /// Returns the place of a key's value in the mapping under `section`, if both are given.
+    pub fn inner_place(&self, section: &str, key: &str) -> Option<Place> {
+        let Value::Mapping(entries) = &self.find(section)?.node.value else {
+            return None;
+        };
+        let entry = entries.iter().find(|entry| entry.key == key)?;
+        let path = tree::join(&tree::join(&self.place.path, section), key);
+        Some(Place {
+            path,
+            line: entry.node.line,
+            column: entry.node.column,
+        })
+    }
+
+    /// Reports an error at a key, or at the section itself.
+    pub fn problem(&self, key: Option<&str>, message: impl Into<String>) {
+        self.problem_at(self.place(key), message);
+    }
+
+    /// Reports an error at a place that was noted before.
+    pub fn problem_at(&self, place: Place, message: impl Into<String>) {
+        self.context.problems.borrow_mut().error(place, message);
+    }
+
+    /// Reports a warning at a key, or at the section itself.
+    pub fn warn(&self, key: Option<&str>, message: impl Into<String>) {
+        self.warn_at(self.place(key), message);
+    }
+
+    /// Reports a warning at a place that was noted before.
+    pub fn warn_at(&self, place: Place, message: impl Into<String>) {
+        self.context.problems.borrow_mut().warning(place, message);
+    }
+
+    fn open(node: &'a Node, place: Place, pattern: String, context: &'a Context) -> Option<Self> {
+        let entries: &[Entry] = match &node.value {
+            Value::Mapping(entries) => entries,
+            Value::Null => &[],
+            Value::Broken => return None,
+            Value::Text(_) | Value::List(_) => {
+                let message = format!("is {}, expected a mapping (`key: value` lines)", describe(&node.value));
+                context.problems.borrow_mut().error(place, message);
+                return None;
+            }
+        };
+        Some(Self {
+            entries,
+            place,
+            pattern,
+            asked: Vec::new(),
+            context,
+        })
+    }
+
+    /// Reports the keys that nobody asked for.
+    fn close(self) {
+        let allowed: Vec<&str> = self.asked.iter().map(String::as_str).collect();
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| !allowed.contains(&entry.key.as_str()))
+        {
+            let hint = closest(&entry.key, &allowed).map_or(String::new(), |near| format!(", did you mean `{near}`?"));
+            let path = tree::join(&self.place.path, &tree::printable_key(&entry.key));
+            let place = Place {
+                path,
+                line: entry.line,
+                column: entry.column,
+            };
+            let mut sorted = allowed.clone();
+            sorted.sort_unstable();
+            self.problem_at(
+                place,
+                format!("is not a known key{hint} (known here: {})", sorted.join(", ")),
+            );
+        }
+    }
+
+    fn note(&mut self, key: &str, expected: &str, default: Option<String>, required: bool) {
+        if !self.asked.iter().any(|asked| asked == key) {
+            self.asked.push(key.to_owned());
+        }
+        let known = Known {
+            expected: expected.to_owned(),
+            default,
+            required,
+        };
+        self.context
+            .known
+            .borrow_mut()
+            .insert(tree::join(&self.pattern, key), known);
+    }
+
+    fn find(&self, key: &str) -> Option<&'a Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    fn place_below(&self, key: &str) -> Place {
+        let path = tree::join(&self.place.path, key);
+        match self.find(key) {
+            Some(entry) => Place {
+                path,
+                line: entry.node.line,
+                column: entry.node.column,
+            },
+            None => Place {
+                path,
+                ..self.place.clone()
+            },
+        }
+    }
+
+    fn place_of_item(&self, key: &str, index: usize, item: &Node) -> Place {
+        let path = format!("{}[{index}]", tree::join(&self.place.path, key));
+        Place {
+            path,
+            line: item.line,
+            column: item.column,
+        }
+    }
+
+    /// Returns the items of a list; a key with nothing below it is an empty list.
+    fn items(&self, key: &str, expected: &str) -> Option<&'a [Node]> {
+        let entry = self.find(key)?;
+        match &entry.node.value {
+            Value::List(items) => Some(items),
+            Value::Null => Some(&[]),
+            Value::Broken => None,
+            other => {
+                self.problem(Some(key), format!("is {}, expected {expected}", describe(other)));
+                None
+            }
+        }
+    }
+
+    fn leaf<T: Leaf>(&self, node: &Node, place: Place) -> Option<T> {
+        let message = match &node.value {
+            Value::Broken => return None,
+            Value::Text(text) => match T::parse(text) {
+                Ok(value) => return Some(value),
+                Err(message) => message,
+            },
+            other => format!("is {}", describe(other)),
+        };
+        self.problem_at(place, format!("{message}, expected {}", T::expected()));
+        None
+    }
+
+    fn checked_secret(&self, node: &Node, place: Place) -> Option<Secret> {
+        match &node.value {
+            Value::Broken => None,
+            Value::Text(text) => self.secret_text(text, place),
+            Value::Null => self.secret_text("", place),
+            other => {
+                self.problem_at(place, format!("is {}, expected a secret", describe(other)));
+                None
+            }
+        }
+    }
+
+    fn secret_text(&self, text: &str, place: Place) -> Option<Secret> {
+        if text.is_empty() {
+            self.problem_at(place, "is an empty secret; give a value or remove the key");
+            return None;
+        }
+        // Secrets go into HTTP headers: what cannot stand there is a mistake in the file or in the mount.
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            self.problem_at(place, "is a secret with a space, line break or control character in it");
+            return None;
+        }
+        Some(Secret::new(text.to_owned()))
+    }
+
+    fn not_both(&self, key: &str, file_key: &str) {
+        if self.has(key) && self.has(file_key) {
+            self.problem(Some(file_key), format!("is given together with `{key}`; keep one"));
+        }
+    }
+
+    fn secret_file(&self, file_key: &str) -> Option<(String, Place)> {
+        let entry = self.find(file_key)?;
+        let place = self.place_below(file_key);
+        let path: std::path::PathBuf = self.leaf(&entry.node, place.clone())?;
+        let mut text = String::new();
+        let outcome = File::open(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
+        match outcome {
+            Ok(length) if length as u64 <= MAX_SECRET_BYTES => Some((text, place)),
+            Ok(_) => {
+                self.problem_at(place, "names a file of more than 64KiB, which is no secret");
+                None
+            }
+            Err(error) => {
+                self.problem_at(place, format!("names a file that cannot be read: {}", error.kind()));
+                None
+            }
+        }
+    }
+}
+
+fn choices_text(choices: &[&str]) -> String {
+    choices
+        .iter()
+        .map(|choice| format!("`{choice}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "given without a value",
+        Value::Text(_) | Value::Broken => "a single value",
+        Value::List(_) => "a list",
+        Value::Mapping(_) => "a mapping",
+    }
+}
+
+#[cfg(test)]
+mod tests;
