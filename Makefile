@@ -1,0 +1,34 @@
+# Every command that development needs; CI calls these and nothing else.
+
+.PHONY: test check fmt demo bench docs golden setup
+
+# Everything: tools, format, lints, unit, integration and doc tests, and the independent check of the golden files.
+test:
+	./scripts/test.sh
+
+# What a developer runs between edits.
+check:
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+fmt:
+	cargo fmt
+
+demo:
+	cargo run -- demo
+
+bench:
+	cargo bench
+
+# The pages that are generated from the code.
+docs:
+	cargo run --quiet -- metrics > docs/metrics.md.new
+	mv docs/metrics.md.new docs/metrics.md
+
+# Writes tests/golden anew from tests/traffic, and has the oracle judge the result. Read the difference before you commit.
+golden:
+	FLAGTAP_UPDATE_GOLDEN=1 cargo test --test it -- replay::
+	./scripts/oracle.py
+
+setup:
+	./scripts/setup-tests.sh

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs what some integration tests need beside Rust into .tools: moto's Kinesis, and real LaunchDarkly SDKs.
+# Does nothing where that is done already. A part that cannot be installed is named; its tests are then skipped and
+# counted as such, or fail with FLAGTAP_REQUIRE_TOOLS=1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p .tools
+
+# install NAME INPUT COMMAND...: runs COMMAND unless it succeeded before for the same content of INPUT.
+install() {
+  local name=$1 input=$2 sum
+  shift 2
+  sum=$(cksum <"$input")
+  if [ "$(cat ".tools/$name.done" 2>/dev/null)" = "$sum" ]; then
+    echo "setup-tests: $name is there"
+    return
+  fi
+  echo "setup-tests: installing $name"
+  rm -rf ".tools/$name" ".tools/$name.done"
+  if "$@" >".tools/$name.log" 2>&1; then
+    echo "$sum" >".tools/$name.done"
+  else
+    rm -rf ".tools/$name"
+    echo "setup-tests: $name could not be installed; the last lines of .tools/$name.log:" >&2
+    tail -n 5 ".tools/$name.log" >&2
+  fi
+}
+
+venv() {
+  python3 -m venv ".tools/$1"
+  ".tools/$1/bin/pip" install --quiet --disable-pip-version-check -r "$2"
+}
+
+node_packages() {
+  mkdir -p .tools/node
+  cp tests/sdks/node/package.json tests/sdks/node/package-lock.json .tools/node/
+  (cd .tools/node && npm ci --ignore-scripts --no-audit --no-fund)
+}
+
+install python scripts/requirements-tests.txt venv python scripts/requirements-tests.txt
+install python-sdk tests/sdks/python/requirements.txt venv python-sdk tests/sdks/python/requirements.txt
+install node tests/sdks/node/package-lock.json node_packages

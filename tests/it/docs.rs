@@ -1,0 +1,89 @@
+//! Documentation that can be checked is checked: paths exist, generated pages are current.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const PAGES: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs"];
+
+/// Scenario: every path of this repository that a page names in backticks or as a link.
+/// Guarantees: it exists.
+#[test]
+fn paths_named_in_the_documentation_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = Vec::new();
+    for page in PAGES.map(|page| root.join(page)) {
+        if page.is_dir() {
+            pages.extend(fs::read_dir(page).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            pages.push(page);
+        }
+    }
+    pages.retain(|page| page.extension().is_some_and(|extension| extension == "md") && page.exists());
+    assert!(!pages.is_empty());
+    let mut missing = Vec::new();
+    for page in &pages {
+        for named in paths_in(&fs::read_to_string(page).unwrap()) {
+            if !root.join(&named).exists() && !page.parent().unwrap().join(&named).exists() {
+                missing.push(format!("{} names {named}", page.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// Scenario: the binary prints its metric table.
+/// Guarantees: `docs/metrics.md` is that table.
+#[test]
+fn the_metrics_page_is_current() {
+    let output = Command::new(env!("CARGO_BIN_EXE_flagtap"))
+        .arg("metrics")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let page = fs::read_to_string(page).unwrap();
+    assert_eq!(
+        page,
+        String::from_utf8(output.stdout).unwrap(),
+        "docs/metrics.md is not current: run `make docs`"
+    );
+}
+
+/// Returns the paths of this repository named in a page.
+fn paths_in(text: &str) -> Vec<String> {
+    const FOLDERS: [&str; 8] = [
+        "src/", "tests/", "docs/", "scripts/", "benches/", "fuzz/", "helm/", ".ci/",
+    ];
+    let quoted = text.split('`').skip(1).step_by(2);
+    let linked = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let cut = |word: &str| {
+        word.split(['#', ':'])
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches('/')
+            .to_owned()
+    };
+    let ours = |word: &&str| {
+        let root_file = word.ends_with(".md") || word.ends_with(".yaml") || *word == "Makefile";
+        !word.contains([' ', '*', '<', '{', '…', '\n'])
+            && !word.contains("://")
+            && (FOLDERS.iter().any(|folder| word.starts_with(folder)) || (root_file && !word.contains("config.yaml")))
+    };
+    let links = linked.filter(|word| !word.contains("://") && !word.starts_with(['#', '/']) && !word.contains(' '));
+    quoted
+        .filter(ours)
+        .map(cut)
+        .chain(links.map(cut))
+        .filter(|path| !path.is_empty())
+        .collect()
+}
+
+/// Scenario: a page with good and bad paths.
+/// Guarantees: the check can fail.
+#[test]
+fn paths_are_found_in_text() {
+    let text =
+        "see `src/lib.rs`, `src/{a,b}.rs`, [the tests](docs/testing.md#x) and `cargo test` at [home](https://x.y)";
+    assert_eq!(paths_in(text), ["src/lib.rs", "docs/testing.md"]);
+}

@@ -1,0 +1,16 @@
+//! flagtap from outside: the real binary between real SDK traffic and a fake LaunchDarkly.
+//!
+//! One binary for all integration tests, so that they link once. `docs/testing.md` says what is proved where.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod crash;
+mod docs;
+mod harness;
+mod hostile;
+mod kinesis;
+mod layering;
+mod loss;
+mod passthrough;
+mod replay;
+mod sdks;
+mod support;

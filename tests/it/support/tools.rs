@@ -1,0 +1,27 @@
+//! Programs that some tests need beside Rust: installed into `.tools` by `scripts/setup-tests.sh`.
+//!
+//! A test without its tool does not pass silently: it says `SKIPPED`, appends a line to `.tools/skipped` for the
+//! closing line of `make test`, and with `FLAGTAP_REQUIRE_TOOLS=1` it fails.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Returns a tool's path under `.tools`; `None` after announcing that `test` is skipped.
+pub(crate) fn find(test: &str, path: &str) -> Option<PathBuf> {
+    let tools = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools");
+    let tool = tools.join(path);
+    if tool.exists() {
+        return Some(tool);
+    }
+    let why = format!("{test}: .tools/{path} is missing; run scripts/setup-tests.sh");
+    assert!(env::var_os("FLAGTAP_REQUIRE_TOOLS").is_none(), "{why}");
+    eprintln!("SKIPPED {why}");
+    if tools.is_dir() {
+        let file = OpenOptions::new().create(true).append(true).open(tools.join("skipped"));
+        // One short write per line: lines of tests in other processes do not mix.
+        file.unwrap().write_all(format!("{why}\n").as_bytes()).unwrap();
+    }
+    None
+}
