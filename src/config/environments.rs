@@ -1,9 +1,8 @@
 //! The key `environments`: whose events are exported, which of them, and where to.
 
-use std::collections::BTreeSet;
-
 use super::{Name, read_name};
 use crate::event::Kind;
+use crate::export::selection::Settings;
 use crate::problems::Place;
 use crate::secret::Secret;
 use crate::section::{Leaf, Section, not_a_choice};
@@ -21,7 +20,7 @@ pub struct Environment {
     /// whatever the upstream accepts.
     pub credentials: Option<Credentials>,
     /// Which events are exported.
-    pub export: Export,
+    pub export: Settings,
     /// Names of the destinations.
     pub destinations: Vec<String>,
 }
@@ -37,33 +36,6 @@ pub struct Credentials {
     pub client_side_ids: Vec<String>,
 }
 
-/// Which events are exported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    /// The kinds.
-    pub kinds: BTreeSet<Kind>,
-}
-
-/// What LaunchDarkly exports unasked: everything but summaries.
-const EXPORTED: [Kind; 8] = [
-    Kind::Feature,
-    Kind::Custom,
-    Kind::Identify,
-    Kind::Click,
-    Kind::Pageview,
-    Kind::Alias,
-    Kind::Index,
-    Kind::Debug,
-];
-
-impl Default for Export {
-    fn default() -> Self {
-        Self {
-            kinds: EXPORTED.into_iter().collect(),
-        }
-    }
-}
-
 impl Environment {
     /// Returns the environment of a start without a file: alone, without credentials.
     pub(super) fn lone(destination: &str) -> Self {
@@ -72,7 +44,7 @@ impl Environment {
             project_id: String::new(),
             environment_id: String::new(),
             credentials: None,
-            export: Export::default(),
+            export: Settings::default(),
             destinations: vec![destination.to_owned()],
         }
     }
@@ -262,13 +234,18 @@ fn read_credentials(section: &mut Section<'_>, all: &mut Vec<(Secret, Place)>) -
     }
 }
 
-fn read_export(section: &mut Section<'_>) -> Export {
-    let kinds: Vec<Kind> = section.list_or("kinds", EXPORTED.to_vec());
+fn read_export(section: &mut Section<'_>) -> Settings {
+    let default = Settings::default().kinds;
+    let default = Kind::EXPORTABLE
+        .into_iter()
+        .filter(|kind| default.contains(kind))
+        .collect();
+    let kinds: Vec<Kind> = section.list_or("kinds", default);
     section.or("flags", Flags::All);
-    if kinds.is_empty() && section.is_empty("kinds") {
+    if section.is_empty("kinds") {
         section.warn(Some("kinds"), "is empty: nothing of this environment is exported");
     }
-    Export {
+    Settings {
         kinds: kinds.into_iter().collect(),
     }
 }

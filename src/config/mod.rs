@@ -20,7 +20,7 @@ use crate::problems::{Place, Problems};
 use crate::section::{self, Leaf, Section};
 
 pub use destinations::{Destination, Retry, Settings};
-pub use environments::{Credentials, Environment, Export};
+pub use environments::{Credentials, Environment};
 pub use queue::{Dedupe, Engine, Queue, WhenFull};
 pub use traffic::{Limits, Listen, OnFailure, Tee, Tls, Upstream, When};
 

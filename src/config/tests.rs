@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::export::selection::Settings as Selection;
 use crate::section::Known;
 
 fn repository(path: &str) -> PathBuf {
@@ -92,7 +93,7 @@ fn the_example_is_valid_without_a_warning_and_shows_the_defaults() {
     assert_eq!(config.queue, default.queue);
     assert_eq!(config.dedupe, default.dedupe);
     assert_eq!(config.shutdown, default.shutdown);
-    assert_eq!(config.environments[0].export, Export::default());
+    assert_eq!(config.environments[0].export, Selection::default());
     assert_eq!(config.destinations[0].retry, Retry::default());
 }
 
