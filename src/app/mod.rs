@@ -301,13 +301,11 @@ fn platform(config: &Config) -> LaunchDarkly {
 }
 
 fn credentials(environment: &Environment) -> EnvironmentCredentials {
-    let credentials = environment.credentials.clone().unwrap_or_default();
-    EnvironmentCredentials {
-        name: environment.name.clone(),
-        sdk_keys: credentials.sdk_keys,
-        mobile_keys: credentials.mobile_keys,
-        client_side_ids: credentials.client_side_ids,
-    }
+    let named = EnvironmentCredentials::new(&environment.name);
+    let Some(credentials) = &environment.credentials else { return named };
+    let keys = credentials.sdk_keys.iter().chain(&credentials.mobile_keys);
+    let with_keys = keys.fold(named, |named, key| named.with_key(key.expose()));
+    credentials.client_side_ids.iter().fold(with_keys, |named, id| named.with_client_side_id(id))
 }
 
 fn tee_environment(environment: &Environment) -> TeeEnvironment {

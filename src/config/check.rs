@@ -11,6 +11,7 @@ use super::queue::Queue;
 use super::traffic::{Listen, Tee, Upstream};
 use crate::problems::Place;
 use crate::section::Section;
+use crate::units::ByteSize;
 
 /// Checks that the ports differ and that the upstream is not flagtap itself.
 pub(super) fn addresses(root: &Section<'_>, listen: &Listen, telemetry: SocketAddr, upstream: &Upstream) {
@@ -83,12 +84,9 @@ pub(super) fn sizes(root: &Section<'_>, tee: &Tee, queue: &Queue) {
         );
         root.problem_at(at("tee", ["max_decompressed", "max_body"]), message);
     }
-    if queue.max_bytes < tee.max_body {
-        let message = format!(
-            "is smaller than one batch may be: `queue.max_bytes` ({}) must be at least `tee.max_body` ({})",
-            queue.max_bytes, tee.max_body
-        );
-        root.problem_at(at("queue", ["max_bytes", "max_bytes"]), message);
+    if queue.max_bytes < ByteSize::mib(16) {
+        let message = "is under 16MiB: the queue removes whole parts at a time and has little room to work";
+        root.warn_at(at("queue", ["max_bytes", "max_bytes"]), message);
     }
 }
 
@@ -128,7 +126,7 @@ pub(super) fn environments(root: &Section<'_>, environments: &[ReadEnvironment],
     for (credential, place) in environments.iter().flat_map(|read| &read.credentials) {
         if let Some(first) = seen.insert(credential.expose(), place) {
             let message = format!(
-                "is the same credential as {}; a request must belong to one environment",
+                "is the same credential as {}; a request belongs to one environment, give it once",
                 first.path
             );
             root.problem_at(place.clone(), message);

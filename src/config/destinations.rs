@@ -82,7 +82,7 @@ fn read_retry(section: &mut Section<'_>) -> Retry {
         initial: positive(section, "initial", default.initial),
         max: positive(section, "max", default.max),
     };
-    if retry.initial > retry.max {
+    if retry.initial > retry.max && !retry.max.is_zero() {
         let key = if section.has("initial") { "initial" } else { "max" };
         let (initial, max) = (retry.initial.show(), retry.max.show());
         section.problem(

@@ -1,9 +1,8 @@
 //! The key `environments`: whose events are exported, which of them, and where to.
 
-use std::collections::BTreeSet;
-
 use super::{Name, read_name};
 use crate::event::Kind;
+use crate::export::selection::Settings;
 use crate::problems::Place;
 use crate::secret::Secret;
 use crate::section::{Leaf, Section, not_a_choice};
@@ -21,7 +20,7 @@ pub struct Environment {
     /// whatever the upstream accepts.
     pub credentials: Option<Credentials>,
     /// Which events are exported.
-    pub export: Export,
+    pub export: Settings,
     /// Names of the destinations.
     pub destinations: Vec<String>,
 }
@@ -37,25 +36,6 @@ pub struct Credentials {
     pub client_side_ids: Vec<String>,
 }
 
-/// Which events are exported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    /// The kinds.
-    pub kinds: BTreeSet<Kind>,
-}
-
-impl Default for Export {
-    fn default() -> Self {
-        // LaunchDarkly exports summaries on request only.
-        Self {
-            kinds: Kind::EXPORTABLE
-                .into_iter()
-                .filter(|kind| *kind != Kind::Summary)
-                .collect(),
-        }
-    }
-}
-
 impl Environment {
     /// Returns the environment of a start without a file: alone, without credentials.
     pub(super) fn lone(destination: &str) -> Self {
@@ -64,7 +44,7 @@ impl Environment {
             project_id: String::new(),
             environment_id: String::new(),
             credentials: None,
-            export: Export::default(),
+            export: Settings::default(),
             destinations: vec![destination.to_owned()],
         }
     }
@@ -93,7 +73,11 @@ crate::choices! {
 impl Leaf for Kind {
     fn expected() -> String {
         let names: Vec<&str> = Self::EXPORTABLE.into_iter().map(Self::as_str).collect();
-        format!("one of {}", names.join(", "))
+        format!("`{}`", names.join("`, `"))
+    }
+
+    fn noun() -> String {
+        "event kind".to_owned()
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -111,7 +95,7 @@ impl Leaf for Kind {
 /// Reads `environments`.
 pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadEnvironment> {
     let environments = root.sections("environments", read);
-    if environments.is_empty() && !root.is_scalar("environments") {
+    if !root.has("environments") || root.is_empty("environments") {
         root.problem(
             root.has("environments").then_some("environments"),
             "needs `environments`: a list with at least one environment whose events are exported",
@@ -250,14 +234,18 @@ fn read_credentials(section: &mut Section<'_>, all: &mut Vec<(Secret, Place)>) -
     }
 }
 
-fn read_export(section: &mut Section<'_>) -> Export {
-    let default = Export::default();
-    let kinds: Option<Vec<Kind>> = section.list("kinds");
+fn read_export(section: &mut Section<'_>) -> Settings {
+    let default = Settings::default().kinds;
+    let default = Kind::EXPORTABLE
+        .into_iter()
+        .filter(|kind| default.contains(kind))
+        .collect();
+    let kinds: Vec<Kind> = section.list_or("kinds", default);
     section.or("flags", Flags::All);
-    if kinds.as_ref().is_some_and(Vec::is_empty) {
+    if section.is_empty("kinds") {
         section.warn(Some("kinds"), "is empty: nothing of this environment is exported");
     }
-    kinds.map_or(default, |kinds| Export {
+    Settings {
         kinds: kinds.into_iter().collect(),
-    })
+    }
 }

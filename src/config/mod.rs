@@ -20,7 +20,7 @@ use crate::problems::{Place, Problems};
 use crate::section::{self, Leaf, Section};
 
 pub use destinations::{Destination, Retry, Settings};
-pub use environments::{Credentials, Environment, Export};
+pub use environments::{Credentials, Environment};
 pub use queue::{Dedupe, Engine, Queue, WhenFull};
 pub use traffic::{Limits, Listen, OnFailure, Tee, Tls, Upstream, When};
 
@@ -130,10 +130,17 @@ impl Config {
 
     /// Reads a configuration's text, like [`Config::load`].
     pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<(Self, Problems), Problems> {
-        let reading = section::read(text, environment, read);
-        match reading.value.flatten() {
-            Some(config) if !reading.problems.has_errors() => Ok((config, reading.problems)),
-            _ => Err(reading.problems),
+        let section::Reading {
+            value, mut problems, ..
+        } = section::read(text, environment, read);
+        match value.flatten() {
+            Some(config) if !problems.has_errors() => Ok((config, problems)),
+            _ => {
+                if !problems.has_errors() {
+                    problems.error(Place::default(), "cannot be used, for a reason that no check names");
+                }
+                Err(problems)
+            }
         }
     }
 
@@ -228,7 +235,11 @@ struct Name(String);
 
 impl Leaf for Name {
     fn expected() -> String {
-        "a name of lower-case letters, digits, `-`, `_` and `.`, at most 63, such as production".to_owned()
+        "a name of up to 63 lower-case letters, digits, `-`, `_` and `.`, such as production".to_owned()
+    }
+
+    fn noun() -> String {
+        "name".to_owned()
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -89,21 +89,28 @@ pub(super) fn read_queue(root: &mut Section<'_>) -> Queue {
     crate::choices! {
         enum Bare { Memory = "memory" }
     }
-    if root.is_scalar("queue") {
+    let queue = if root.is_scalar("queue") {
         let bare: Option<Bare> = root.optional("queue");
-        return bare
-            .map(|Bare::Memory| Queue {
-                engine: Engine::Memory,
-                ..Queue::default()
-            })
-            .unwrap_or_default();
+        let memory = |Bare::Memory| Queue {
+            engine: Engine::Memory,
+            ..Queue::default()
+        };
+        bare.map(memory).unwrap_or_default()
+    } else {
+        root.section("queue", read_mapping).unwrap_or_default()
+    };
+    if queue.engine == Engine::Memory {
+        root.warn(
+            Some("queue"),
+            "is in memory: events that wait are lost when the process ends",
+        );
     }
-    root.section("queue", read_mapping).unwrap_or_default()
+    queue
 }
 
 fn read_mapping(section: &mut Section<'_>) -> Queue {
     let default = Queue::default();
-    let queue = Queue {
+    Queue {
         max_bytes: section.or("max_bytes", default.max_bytes),
         max_age: positive(section, "max_age", default.max_age),
         when_full: section.or("when_full", default.when_full),
@@ -113,11 +120,7 @@ fn read_mapping(section: &mut Section<'_>) -> Queue {
             Some("sled") => section.section("sled", read_sled).unwrap_or(default.engine),
             _ => default.engine,
         },
-    };
-    if queue.engine == Engine::Memory {
-        section.warn(None, "is in memory: events that wait are lost when the process ends");
     }
-    queue
 }
 
 fn read_sled(section: &mut Section<'_>) -> Engine {

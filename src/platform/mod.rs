@@ -83,8 +83,8 @@ pub enum DecodeError {
     /// Not JSON, or broken JSON.
     #[error("body is not valid JSON")]
     BrokenJson,
-    /// JSON, but not an array of objects. A js-core SDK's retried diagnostic looks so on `/bulk`.
-    #[error("body is not a JSON array of objects")]
+    /// JSON, but not an array. A js-core SDK's retried diagnostic looks so on `/bulk`.
+    #[error("body is not a JSON array")]
     NotAnArray,
     /// Broken gzip, or broken base64 in the beacon.
     #[error("body does not decode")]

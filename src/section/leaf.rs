@@ -13,6 +13,11 @@ pub trait Leaf: Sized {
     /// Returns what is expected, with an example, to stand after "expected": `a duration such as 30s`.
     fn expected() -> String;
 
+    /// Returns the type's short name for documentation: `duration`.
+    fn noun() -> String {
+        Self::expected()
+    }
+
     /// Reads the text, or says what is wrong with it (to stand after the key): `has no unit`.
     fn parse(text: &str) -> Result<Self, String>;
 
@@ -59,10 +64,14 @@ impl Leaf for bool {
 }
 
 macro_rules! whole_number {
-    ($($type:ty),*) => {$(
+    ($($type:ty: $range:literal),*) => {$(
         impl Leaf for $type {
             fn expected() -> String {
-                format!("a whole number from 0 to {}, such as 100", Self::MAX)
+                concat!("a whole number", $range, ", such as 100").to_owned()
+            }
+
+            fn noun() -> String {
+                "number".to_owned()
             }
 
             fn parse(text: &str) -> Result<Self, String> {
@@ -80,11 +89,15 @@ macro_rules! whole_number {
     )*};
 }
 
-whole_number!(u16, u32, u64, usize);
+whole_number!(u16: " up to 65535", u32: "", u64: "", usize: "");
 
 impl Leaf for Duration {
     fn expected() -> String {
         "a duration with its unit, such as 500ms, 30s, 5m, 12h or 7d".to_owned()
+    }
+
+    fn noun() -> String {
+        "duration".to_owned()
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -101,6 +114,10 @@ impl Leaf for ByteSize {
         "a size with its unit, such as 512KiB, 16MiB or 1GiB".to_owned()
     }
 
+    fn noun() -> String {
+        "size".to_owned()
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|error: crate::units::UnitError| error.to_string())
     }
@@ -115,6 +132,10 @@ impl Leaf for PathBuf {
         "a path, such as /var/lib/flagtap".to_owned()
     }
 
+    fn noun() -> String {
+        "path".to_owned()
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         String::parse(text).map(Self::from)
     }
@@ -127,6 +148,10 @@ impl Leaf for PathBuf {
 impl Leaf for http::Uri {
     fn expected() -> String {
         "a URL with its scheme, such as https://events.launchdarkly.com".to_owned()
+    }
+
+    fn noun() -> String {
+        "URL".to_owned()
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -152,8 +177,12 @@ impl Leaf for SocketAddr {
         "an IP address and a port, such as 0.0.0.0:8030 or [::1]:8030".to_owned()
     }
 
+    fn noun() -> String {
+        "address and port".to_owned()
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| "is not an IP address and a port".to_owned())
+        text.parse().map_err(|_| "is not an address".to_owned())
     }
 
     fn show(&self) -> String {
@@ -191,7 +220,7 @@ macro_rules! choices {
 
         impl $crate::section::Leaf for $name {
             fn expected() -> String {
-                [$(concat!("`", $text, "`")),+].join(" or ")
+                [$(concat!("`", $text, "`")),+].join(", ")
             }
 
             fn parse(text: &str) -> Result<Self, String> {

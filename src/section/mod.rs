@@ -8,24 +8,19 @@
 //! `config.example.yaml` and `docs/configuration.md` with.
 
 mod leaf;
+mod secrets;
 mod suggest;
 mod tree;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
 
 use crate::problems::{Place, Problems};
-use crate::secret::Secret;
 
 pub use leaf::Leaf;
 use suggest::closest;
 pub use suggest::not_a_choice;
 use tree::{Entry, Node, Value};
-
-/// Largest file behind a `…_file` key, bytes.
-const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// What [`read`] gives back.
 #[derive(Debug)]
@@ -41,8 +36,8 @@ pub struct Reading<T> {
 /// What the reader asked for under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// The type, in the words of [`Leaf::expected`].
-    pub expected: String,
+    /// The type, in the words of [`Leaf::noun`].
+    pub noun: String,
     /// The default in the configuration's spelling; nothing where there is none.
     pub default: Option<String>,
     /// The key must be given.
@@ -97,7 +92,7 @@ pub struct Section<'a> {
 impl<'a> Section<'a> {
     /// Returns the value of a key that must be given, or nothing after reporting why there is none.
     pub fn required<T: Leaf>(&mut self, key: &str) -> Option<T> {
-        self.note(key, &T::expected(), None, true);
+        self.note(key, &T::noun(), None, true);
         match self.find(key) {
             Some(entry) => self.leaf(&entry.node, self.place_below(key)),
             None => {
@@ -109,14 +104,14 @@ impl<'a> Section<'a> {
 
     /// Returns the value of a key that may be left out.
     pub fn optional<T: Leaf>(&mut self, key: &str) -> Option<T> {
-        self.note(key, &T::expected(), None, false);
+        self.note(key, &T::noun(), None, false);
         let entry = self.find(key)?;
         self.leaf(&entry.node, self.place_below(key))
     }
 
     /// Returns the value of a key, `default` if it is left out (or wrong, after reporting it).
     pub fn or<T: Leaf>(&mut self, key: &str, default: T) -> T {
-        self.note(key, &T::expected(), Some(default.show()), false);
+        self.note(key, &T::noun(), Some(default.show()), false);
         self.find(key)
             .and_then(|entry| self.leaf(&entry.node, self.place_below(key)))
             .unwrap_or(default)
@@ -125,7 +120,7 @@ impl<'a> Section<'a> {
     /// Returns the readable items of a list with their places; nothing if the key is left out or holds no list.
     pub fn placed_list<T: Leaf>(&mut self, key: &str) -> Option<Vec<(T, Place)>> {
         let expected = format!("a list, each {}", T::expected());
-        self.note(key, &expected, None, false);
+        self.note(key, &format!("list of {}", T::noun()), None, false);
         let items = self.items(key, &expected)?;
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
@@ -141,10 +136,23 @@ impl<'a> Section<'a> {
             .map(|list| list.into_iter().map(|(value, _)| value).collect())
     }
 
+    /// Returns the readable items of a list, `default` if the key is left out (or holds no list, after reporting it).
+    pub fn list_or<T: Leaf>(&mut self, key: &str, default: Vec<T>) -> Vec<T> {
+        let list = self.list(key);
+        let shown: Vec<String> = default.iter().map(Leaf::show).collect();
+        self.note(
+            key,
+            &format!("list of {}", T::noun()),
+            Some(format!("[{}]", shown.join(", "))),
+            false,
+        );
+        list.unwrap_or(default)
+    }
+
     /// Has `reader` read the mapping under a key; nothing if the key is left out. A key with nothing below it counts
     /// as an empty mapping.
     pub fn section<R>(&mut self, key: &str, reader: impl FnOnce(&mut Section<'_>) -> R) -> Option<R> {
-        self.note(key, "a mapping", None, false);
+        self.note(key, "mapping", None, false);
         let entry = self.find(key)?;
         let place = Place {
             line: entry.line,
@@ -160,7 +168,7 @@ impl<'a> Section<'a> {
 
     /// Has `reader` read each mapping of the list under a key; empty if the key is left out.
     pub fn sections<R>(&mut self, key: &str, mut reader: impl FnMut(&mut Section<'_>) -> R) -> Vec<R> {
-        self.note(key, "a list of mappings", None, false);
+        self.note(key, "list of mappings", None, false);
         let mut values = Vec::new();
         for (index, item) in self
             .items(key, "a list of mappings")
@@ -178,60 +186,6 @@ impl<'a> Section<'a> {
         values
     }
 
-    /// Returns the secret under `key`, or in the file named by `<key>_file`; nothing if neither is given or it was
-    /// reported.
-    pub fn secret(&mut self, key: &str) -> Option<Secret> {
-        let file_key = format!("{key}_file");
-        self.note(key, "a secret, best as `${VARIABLE}`", None, false);
-        self.note(&file_key, "the path of a file that holds the secret", None, false);
-        self.not_both(key, &file_key);
-        if let Some(entry) = self.find(key) {
-            return self.checked_secret(&entry.node, self.place_below(key));
-        }
-        let (text, place) = self.secret_file(&file_key)?;
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        self.secret_text(text, place)
-    }
-
-    /// Returns the secrets listed under `key`, or in the file named by `<key>_file` (one per line, empty lines left
-    /// out), with their places.
-    pub fn secrets(&mut self, key: &str) -> Vec<(Secret, Place)> {
-        let file_key = format!("{key}_file");
-        self.note(key, "a list of secrets, best as `${VARIABLE}`", None, false);
-        self.note(
-            &file_key,
-            "the path of a file that holds one secret per line",
-            None,
-            false,
-        );
-        self.not_both(key, &file_key);
-        let mut secrets = Vec::new();
-        if self.find(key).is_some() {
-            for (index, item) in self
-                .items(key, "a list of secrets")
-                .unwrap_or_default()
-                .iter()
-                .enumerate()
-            {
-                let place = self.place_of_item(key, index, item);
-                secrets.extend(self.checked_secret(item, place.clone()).map(|secret| (secret, place)));
-            }
-        } else if let Some((text, place)) = self.secret_file(&file_key) {
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-            for line in lines {
-                secrets.extend(
-                    self.secret_text(line, place.clone())
-                        .map(|secret| (secret, place.clone())),
-                );
-            }
-            if secrets.is_empty() {
-                self.problem(Some(&file_key), "names a file without a secret in it");
-            }
-        }
-        secrets
-    }
-
     /// Returns which one of `kinds` this mapping has as a key (`kinesis: {…}`). None and more than one are reported.
     pub fn kind(&mut self, kinds: &[&'static str]) -> Option<&'static str> {
         let found = self.kind_if_any(kinds);
@@ -245,7 +199,7 @@ impl<'a> Section<'a> {
     pub fn kind_if_any(&mut self, kinds: &[&'static str]) -> Option<&'static str> {
         let mut found = None;
         for kind in kinds {
-            self.note(kind, "a mapping", None, false);
+            self.note(kind, "mapping", None, false);
             if self.find(kind).is_some() {
                 if found.is_some() {
                     self.problem(
@@ -268,6 +222,15 @@ impl<'a> Section<'a> {
     /// Returns true if the key is given, also if its value is wrong. Does not count as asking for the key.
     pub fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
+    }
+
+    /// Returns true if the key is given with nothing or an empty list below it. Does not count as asking for the key.
+    pub fn is_empty(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|entry| match &entry.node.value {
+            Value::Null => true,
+            Value::List(items) => items.is_empty(),
+            _ => false,
+        })
     }
 
     /// Returns the keys that the file gives here, in its order.
@@ -351,19 +314,21 @@ impl<'a> Section<'a> {
             };
             let mut sorted = allowed.clone();
             sorted.sort_unstable();
-            self.problem_at(
-                place,
-                format!("is not a known key{hint} (known here: {})", sorted.join(", ")),
-            );
+            let known = if sorted.is_empty() {
+                "none".to_owned()
+            } else {
+                sorted.join(", ")
+            };
+            self.problem_at(place, format!("is not a known key{hint} (known here: {known})"));
         }
     }
 
-    fn note(&mut self, key: &str, expected: &str, default: Option<String>, required: bool) {
+    fn note(&mut self, key: &str, noun: &str, default: Option<String>, required: bool) {
         if !self.asked.iter().any(|asked| asked == key) {
             self.asked.push(key.to_owned());
         }
         let known = Known {
-            expected: expected.to_owned(),
+            noun: noun.to_owned(),
             default,
             required,
         };
@@ -426,56 +391,6 @@ impl<'a> Section<'a> {
         };
         self.problem_at(place, format!("{message}, expected {}", T::expected()));
         None
-    }
-
-    fn checked_secret(&self, node: &Node, place: Place) -> Option<Secret> {
-        match &node.value {
-            Value::Broken => None,
-            Value::Text(text) => self.secret_text(text, place),
-            Value::Null => self.secret_text("", place),
-            other => {
-                self.problem_at(place, format!("is {}, expected a secret", describe(other)));
-                None
-            }
-        }
-    }
-
-    fn secret_text(&self, text: &str, place: Place) -> Option<Secret> {
-        if text.is_empty() {
-            self.problem_at(place, "is an empty secret; give a value or remove the key");
-            return None;
-        }
-        // Secrets go into HTTP headers: what cannot stand there is a mistake in the file or in the mount.
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            self.problem_at(place, "is a secret with a space, line break or control character in it");
-            return None;
-        }
-        Some(Secret::new(text.to_owned()))
-    }
-
-    fn not_both(&self, key: &str, file_key: &str) {
-        if self.has(key) && self.has(file_key) {
-            self.problem(Some(file_key), format!("is given together with `{key}`; keep one"));
-        }
-    }
-
-    fn secret_file(&self, file_key: &str) -> Option<(String, Place)> {
-        let entry = self.find(file_key)?;
-        let place = self.place_below(file_key);
-        let path: std::path::PathBuf = self.leaf(&entry.node, place.clone())?;
-        let mut text = String::new();
-        let outcome = File::open(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
-        match outcome {
-            Ok(length) if length as u64 <= MAX_SECRET_BYTES => Some((text, place)),
-            Ok(_) => {
-                self.problem_at(place, "names a file of more than 64KiB, which is no secret");
-                None
-            }
-            Err(error) => {
-                self.problem_at(place, format!("names a file that cannot be read: {}", error.kind()));
-                None
-            }
-        }
     }
 }
 

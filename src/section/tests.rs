@@ -97,8 +97,8 @@ fn a_key_that_could_be_a_secret_is_not_shown() {
     let problems = said("sdk-0123456789-0123456789-0123456789: x\n\"two words\": y\n", |_| ());
     assert_eq!(
         problems,
-        "f:1:1: <key of 36 characters>: is not a known key (known here: )\n\
-         f:2:1: <key of 9 characters>: is not a known key (known here: )\n"
+        "f:1:1: <key of 36 characters>: is not a known key (known here: none)\n\
+         f:2:1: <key of 9 characters>: is not a known key (known here: none)\n"
     );
 }
 

@@ -4,7 +4,6 @@
 //! looked at, and an event's `json` is a slice of the body. Scanning does not recurse, so depth costs memory in
 //! proportion to the body and no stack. SDKs differ in spacing, escapes and member order; none of it matters here.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -190,17 +189,17 @@ impl<'de> Visitor<'de> for HeadVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head, A::Error> {
         let mut head = Head::default();
-        // Names and values are taken raw: one that is no valid string (a lone surrogate) is no reason to lose a batch.
+        // Values are taken raw: one that is no valid string (a lone surrogate) is no reason to lose a batch.
         // Of duplicates the last counts, as for those who read the export.
-        while let Some(name) = map.next_key::<&RawValue>()? {
-            match text(name.get()).as_ref() {
-                "kind" => head.kind = kind(map.next_value::<&RawValue>()?.get()),
-                "trackEvents" => head.track_events = map.next_value::<&RawValue>()?.get() == "true",
-                "context" | "contextKeys" => {
+        while let Some(name) = map.next_key::<Name>()? {
+            match name {
+                Name::Kind => head.kind = kind(map.next_value::<&RawValue>()?.get()),
+                Name::TrackEvents => head.track_events = map.next_value::<&RawValue>()?.get() == "true",
+                Name::Context => {
                     map.next_value::<IgnoredAny>()?;
                     head.contexts = true;
                 }
-                _ => {
+                Name::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
@@ -209,24 +208,46 @@ impl<'de> Visitor<'de> for HeadVisitor {
     }
 }
 
-fn kind(json: &str) -> Kind {
-    if json.starts_with('"') {
-        Kind::of(&text(json))
-    } else {
-        Kind::Other
+// The members of an event that are looked at.
+enum Name {
+    Kind,
+    TrackEvents,
+    Context,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_identifier(NameVisitor)
     }
 }
 
-// A JSON string's text; what cannot be read stays as it is written.
-fn text(json: &str) -> Cow<'_, str> {
-    let quoted = json
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .unwrap_or(json);
-    if quoted.contains('\\') {
-        serde_json::from_str(json).map_or(Cow::Borrowed(quoted), Cow::Owned)
-    } else {
-        Cow::Borrowed(quoted)
+struct NameVisitor;
+
+impl Visitor<'_> for NameVisitor {
+    type Value = Name;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member's name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+        Ok(match name {
+            "kind" => Name::Kind,
+            "trackEvents" => Name::TrackEvents,
+            "context" | "contextKeys" => Name::Context,
+            _ => Name::Other,
+        })
+    }
+}
+
+fn kind(json: &str) -> Kind {
+    match json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        None => Kind::Other,
+        Some(text) if text.contains('\\') => {
+            serde_json::from_str::<String>(json).map_or(Kind::Other, |text| Kind::of(&text))
+        }
+        Some(text) => Kind::of(text),
     }
 }
 

@@ -209,6 +209,8 @@ fn broken_json_gives_no_events_at_all() {
         "\u{feff}[]",
         "[{}]\0",
         "// x\n[]",
+        // Values are not read as strings, so only a name can be refused for this.
+        r#"[{"\ud800":1}]"#,
     ] {
         assert_eq!(decoded(body), Err(DecodeError::BrokenJson), "{body}");
     }

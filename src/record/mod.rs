@@ -1,7 +1,10 @@
 //! A queue record: one batch of events that are to be exported, as it is kept on disk.
 //!
-//! Owns the shape and the byte format. Knows nothing of engines or destinations. A record holds the raw event JSON,
-//! where it belongs and where it goes; it never holds a credential.
+//! Owns the shape and the byte format ([`codec`]). Knows nothing of engines or destinations. A record holds the raw
+//! event JSON, where it belongs and where it goes; it never holds a credential.
+
+pub mod codec;
+pub(crate) mod wire;
 
 use bytes::Bytes;
 
@@ -39,6 +42,13 @@ pub struct Origin {
     pub sdk: String,
     /// `X-LaunchDarkly-Tags` as sent; empty if not given.
     pub tags: String,
+}
+
+impl Record {
+    /// Returns the bytes of event JSON, as [`crate::queue::Limit`] counts them.
+    pub fn json_bytes(&self) -> u64 {
+        self.events.iter().map(|event| event.json.len() as u64).sum()
+    }
 }
 
 /// One selected event.

@@ -1,0 +1,215 @@
+//! What the benches share: processes that end with the bench, free ports, wrk, and the body of a real event post.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::fs;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+/// The SDK key that the relay's configuration knows.
+pub const KNOWN: &str = "sdk-bench-0000-known";
+/// One it does not know.
+pub const UNKNOWN: &str = "sdk-bench-0000-unknown";
+
+/// A process that is killed when dropped.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Starts `command`, with its output thrown away.
+    pub fn start(command: &mut Command) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")))
+    }
+
+    /// Returns a line of `/proc/<pid>/status` in kilobytes, such as `VmRSS` and `VmHWM`.
+    pub fn memory_kb(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the process lives");
+        let value = status.lines().find_map(|text| text.strip_prefix(line)).expect("the line is there");
+        value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+/// Returns a port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// Waits until `port` accepts.
+pub fn wait_for(port: u16) {
+    wait_until("the port accepts", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", port)).is_ok());
+}
+
+/// Waits for a condition.
+pub fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited too long: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Leaves the bench with a word if a program it compares with is not installed.
+pub fn need(program: &str) {
+    if Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        return;
+    }
+    println!("skipped: {program} is not installed (scripts/setup-bench.sh installs it on Debian)");
+    std::process::exit(0);
+}
+
+/// Returns the body of a recorded event post of about 7 kB.
+pub fn body() -> Vec<u8> {
+    let packed: &[u8] = include_bytes!("../../src/cli/demo/traffic.jsonl.gz");
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(packed).read_to_string(&mut text).expect("the recording inflates");
+    let bodies = text.lines().filter_map(|line| {
+        let request: serde_json::Value = serde_json::from_str(line).ok()?;
+        let path = request["path"].as_str()?;
+        let body = BASE64_STANDARD.decode(request["body_b64"].as_str()?).ok()?;
+        (path == "/bulk" && body.starts_with(b"[")).then_some(body)
+    });
+    bodies.min_by_key(|body| body.len().abs_diff(7000)).expect("a recorded post")
+}
+
+/// nginx as the stand-in for LaunchDarkly's events service.
+pub fn upstream(dir: &Path) -> (Running, u16) {
+    let port = free_port();
+    let server = format!("server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 202; }} }}");
+    (nginx(dir, "upstream", &server), port)
+}
+
+/// nginx as a peer: the same job without a tee.
+pub fn nginx_proxy(dir: &Path, upstream: u16) -> (Running, u16) {
+    let port = free_port();
+    let server = format!(
+        "upstream events {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 1000000; }}
+         server {{ listen 127.0.0.1:{port} backlog=4096; location / {{
+           proxy_pass http://events; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}"
+    );
+    let running = nginx(dir, "proxy", &server);
+    wait_for(port);
+    (running, port)
+}
+
+fn nginx(dir: &Path, name: &str, servers: &str) -> Running {
+    let home = dir.join(name);
+    fs::create_dir_all(home.join("tmp")).expect("a folder");
+    let config = format!(
+        "daemon off; master_process on; worker_processes 2; pid {home}/pid; error_log {home}/error.log;
+         events {{ worker_connections 4096; }}
+         http {{ access_log off; keepalive_requests 1000000; client_body_buffer_size 64k;
+           client_body_temp_path {home}/tmp; proxy_temp_path {home}/tmp; fastcgi_temp_path {home}/tmp;
+           uwsgi_temp_path {home}/tmp; scgi_temp_path {home}/tmp; {servers} }}",
+        home = home.display()
+    );
+    let path = home.join("nginx.conf");
+    fs::write(&path, config).expect("the configuration is written");
+    Running::start(Command::new("nginx").arg("-e").arg(home.join("start.log")).arg("-c").arg(path))
+}
+
+/// Starts flagtap with `destinations` (YAML list items) and returns it with its two ports.
+pub fn flagtap(dir: &Path, upstream: u16, queue: &str, destinations: &str) -> (Running, u16, u16) {
+    let (port, telemetry) = (free_port(), free_port());
+    let config = format!(
+        "listen: 127.0.0.1:{port}\ntelemetry: 127.0.0.1:{telemetry}\nupstream: {{ url: \"http://127.0.0.1:{upstream}\" }}\n\
+         log: {{ level: warn }}\nqueue:\n  max_bytes: 8GiB\n{queue}\nenvironments:\n  - name: bench\n    credentials: {{ sdk_keys: [{KNOWN}] }}\n    \
+         destinations: [out]\ndestinations:\n  - name: out\n{destinations}\n"
+    );
+    let path = dir.join("flagtap.yaml");
+    fs::write(&path, config).expect("the configuration is written");
+    let running = Running::start(Command::new(env!("CARGO_BIN_EXE_flagtap")).arg("serve").arg("--config").arg(path));
+    wait_for(port);
+    wait_for(telemetry);
+    (running, port, telemetry)
+}
+
+/// What wrk measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Answers a second.
+    pub rate: f64,
+    /// Median latency, milliseconds.
+    pub p50: f64,
+    /// 99th percentile, milliseconds.
+    pub p99: f64,
+    /// Answers that were not 2xx, and socket errors.
+    pub errors: u64,
+}
+
+/// Writes the wrk script that posts `body` with a payload id of its own per request.
+pub fn post_script(dir: &Path, body: &[u8], key: &str) -> PathBuf {
+    let file = dir.join("body");
+    fs::write(&file, body).expect("the body is written");
+    let script = format!(
+        "local file = io.open('{file}', 'rb'); wrk.body = file:read('*a'); file:close()
+         wrk.method = 'POST'
+         local threads = 0
+         function setup(thread) thread:set('number', threads); threads = threads + 1 end
+         local count = 0
+         local run = {run}
+         function request()
+           count = count + 1
+           wrk.headers['Content-Type'] = 'application/json'
+           wrk.headers['Authorization'] = '{key}'
+           wrk.headers['User-Agent'] = 'NodeJSClient/9.13.7'
+           wrk.headers['X-LaunchDarkly-Event-Schema'] = '4'
+           wrk.headers['X-LaunchDarkly-Payload-ID'] = string.format('%d-%d-%d', run, number, count)
+           return wrk.format()
+         end
+         function done(summary, latency)
+           io.write(string.format('RESULT %d %f %f %f %d\\n', summary.requests, summary.duration / 1e6,
+             latency:percentile(50) / 1000, latency:percentile(99) / 1000,
+             summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.status + summary.errors.timeout))
+         end",
+        file = file.display(),
+        run = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_nanos() % 1_000_000_007),
+    );
+    let path = dir.join(format!("{key}-{}.lua", free_port()));
+    fs::write(&path, script).expect("the script is written");
+    path
+}
+
+/// Runs wrk against `port`.
+pub fn wrk(port: u16, path: &str, connections: usize, seconds: u64, script: &Path) -> Load {
+    let output = Command::new("wrk")
+        .args(["-t2", &format!("-c{connections}"), &format!("-d{seconds}s"), "-s"])
+        .arg(script)
+        .arg(format!("http://127.0.0.1:{port}{path}"))
+        .output()
+        .expect("wrk runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find_map(|line| line.strip_prefix("RESULT ")).unwrap_or_else(|| panic!("wrk said {text}"));
+    let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
+    Load { rate: numbers[0] / numbers[1], p50: numbers[2], p99: numbers[3], errors: numbers[4] as u64 }
+}
+
+/// Returns the median of values.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Returns the sum of a metric over its labels.
+pub fn metric(telemetry: u16, name: &str) -> f64 {
+    use std::io::Write;
+    let mut stream = TcpStream::connect(("127.0.0.1", telemetry)).expect("the telemetry port accepts");
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("the request is written");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("the metrics are read");
+    text.lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}

@@ -1,0 +1,114 @@
+//! How a section reads secrets: inline, best as `${NAME}`, or from the file that `<key>_file` names.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use super::tree::{Node, Value};
+use super::{Section, describe};
+use crate::problems::Place;
+use crate::secret::Secret;
+
+/// Largest file behind a `…_file` key, bytes.
+const MAX_SECRET_BYTES: u64 = 64 * 1024;
+
+impl Section<'_> {
+    /// Returns the secret under `key`, or in the file named by `<key>_file`; nothing if neither is given or it was
+    /// reported.
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let file_key = format!("{key}_file");
+        self.note(key, "secret", None, false);
+        self.note(&file_key, "path", None, false);
+        self.not_both(key, &file_key);
+        if let Some(entry) = self.find(key) {
+            return self.checked_secret(&entry.node, self.place_below(key));
+        }
+        let (text, place) = self.secret_file(&file_key)?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        self.secret_text(text, place)
+    }
+
+    /// Returns the secrets listed under `key`, or in the file named by `<key>_file` (one per line, empty lines left
+    /// out), with their places.
+    pub fn secrets(&mut self, key: &str) -> Vec<(Secret, Place)> {
+        let file_key = format!("{key}_file");
+        self.note(key, "list of secrets", None, false);
+        self.note(&file_key, "path", None, false);
+        self.not_both(key, &file_key);
+        let mut secrets = Vec::new();
+        if self.find(key).is_some() {
+            for (index, item) in self
+                .items(key, "a list of secrets")
+                .unwrap_or_default()
+                .iter()
+                .enumerate()
+            {
+                let place = self.place_of_item(key, index, item);
+                secrets.extend(self.checked_secret(item, place.clone()).map(|secret| (secret, place)));
+            }
+        } else if let Some((text, place)) = self.secret_file(&file_key) {
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            for line in lines {
+                secrets.extend(
+                    self.secret_text(line, place.clone())
+                        .map(|secret| (secret, place.clone())),
+                );
+            }
+            if secrets.is_empty() {
+                self.problem(Some(&file_key), "names a file without a secret in it");
+            }
+        }
+        secrets
+    }
+
+    fn checked_secret(&self, node: &Node, place: Place) -> Option<Secret> {
+        match &node.value {
+            Value::Broken => None,
+            Value::Text(text) => self.secret_text(text, place),
+            Value::Null => self.secret_text("", place),
+            other => {
+                self.problem_at(place, format!("is {}, expected a secret", describe(other)));
+                None
+            }
+        }
+    }
+
+    fn secret_text(&self, text: &str, place: Place) -> Option<Secret> {
+        if text.is_empty() {
+            self.problem_at(place, "is an empty secret; give a value or remove the key");
+            return None;
+        }
+        // Secrets go into HTTP headers: what cannot stand there is a mistake in the file or in the mount.
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            self.problem_at(place, "is a secret with a space, line break or control character in it");
+            return None;
+        }
+        Some(Secret::new(text.to_owned()))
+    }
+
+    fn not_both(&self, key: &str, file_key: &str) {
+        if self.has(key) && self.has(file_key) {
+            self.problem(Some(file_key), format!("is given together with `{key}`; keep one"));
+        }
+    }
+
+    fn secret_file(&self, file_key: &str) -> Option<(String, Place)> {
+        let entry = self.find(file_key)?;
+        let place = self.place_below(file_key);
+        let path: PathBuf = self.leaf(&entry.node, place.clone())?;
+        let mut text = String::new();
+        let outcome = File::open(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
+        match outcome {
+            Ok(length) if length as u64 <= MAX_SECRET_BYTES => Some((text, place)),
+            Ok(_) => {
+                self.problem_at(place, "names a file of more than 64KiB, which is no secret");
+                None
+            }
+            Err(error) => {
+                self.problem_at(place, format!("names a file that cannot be read: {}", error.kind()));
+                None
+            }
+        }
+    }
+}
