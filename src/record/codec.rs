@@ -175,7 +175,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         Ok(Some(size)) if size == length as u64 => {}
         _ => return Err(DecodeError::Corrupt("the body's sizes disagree")),
     }
-    let body = zstd::bulk::decompress(parsed.frame, length).map_err(|_| DecodeError::Corrupt("the body does not inflate"))?;
+    let body =
+        zstd::bulk::decompress(parsed.frame, length).map_err(|_| DecodeError::Corrupt("the body does not inflate"))?;
     if body.len() != length {
         return Err(DecodeError::Corrupt("the body's sizes disagree"));
     }
@@ -294,27 +295,29 @@ mod tests {
             proptest::collection::vec("[a-z-]{1,10}", 0..4),
             proptest::collection::vec(event, 1..20),
         )
-            .prop_map(|(received_ms, id_seed, texts, (number, unsummarized), destinations, events)| Record {
-                received_ms,
-                origin: Origin {
-                    environment: texts[0].clone(),
-                    project_id: texts[1].clone(),
-                    environment_id: texts[2].clone(),
-                    schema: Schema { number, unsummarized },
-                    sdk: texts[3].clone(),
-                    tags: texts[4].clone(),
+            .prop_map(
+                |(received_ms, id_seed, texts, (number, unsummarized), destinations, events)| Record {
+                    received_ms,
+                    origin: Origin {
+                        environment: texts[0].clone(),
+                        project_id: texts[1].clone(),
+                        environment_id: texts[2].clone(),
+                        schema: Schema { number, unsummarized },
+                        sdk: texts[3].clone(),
+                        tags: texts[4].clone(),
+                    },
+                    destinations,
+                    id_seed,
+                    events: events
+                        .into_iter()
+                        .map(|(index, kind, json)| RecordEvent {
+                            index,
+                            kind: Kind::from_wire(kind),
+                            json: Bytes::from(json),
+                        })
+                        .collect(),
                 },
-                destinations,
-                id_seed,
-                events: events
-                    .into_iter()
-                    .map(|(index, kind, json)| RecordEvent {
-                        index,
-                        kind: Kind::from_wire(kind),
-                        json: Bytes::from(json),
-                    })
-                    .collect(),
-            })
+            )
     }
 
     fn encode(record: &Record) -> Vec<u8> {

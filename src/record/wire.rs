@@ -86,7 +86,9 @@ impl<'a> Take<'a> {
 
     /// Takes what [`Put::put_str`] wrote.
     pub(crate) fn str(&mut self) -> Result<String, Malformed> {
-        std::str::from_utf8(self.bytes()?).map(str::to_owned).map_err(|_| Malformed)
+        std::str::from_utf8(self.bytes()?)
+            .map(str::to_owned)
+            .map_err(|_| Malformed)
     }
 
     /// Takes a count of items that need at least `least` bytes each, so that the caller may allocate for it.
