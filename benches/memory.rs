@@ -27,12 +27,17 @@ fn loaded(dir: &std::path::Path, upstream_port: u16) {
     let queue = format!("  sled: {{ path: {} }}", dir.join("data").display());
     let out = format!("    file: {{ path: {} }}", dir.join("out").display());
     let (process, port, telemetry) = flagtap(dir, upstream_port, &queue, &out);
-    wait_until("the queue opens", Duration::from_secs(20), || metric(telemetry, "flagtap_queue_available") > 0.0);
+    wait_until("the queue opens", Duration::from_secs(20), || {
+        metric(telemetry, "flagtap_queue_available") > 0.0
+    });
     std::thread::sleep(Duration::from_secs(3));
     show("idle", &process);
     let script = post_script(dir, &body(), KNOWN);
     let load = wrk(port, "/bulk", 64, 15, &script);
-    show(&format!("under load: 64 connections, {:.0} teed posts/s", load.rate), &process);
+    show(
+        &format!("under load: 64 connections, {:.0} teed posts/s", load.rate),
+        &process,
+    );
     let delivered = || metric(telemetry, "flagtap_destination_events_waiting") == 0.0;
     wait_until("all is delivered", Duration::from_secs(120), delivered);
     show("after it, all delivered", &process);
@@ -42,24 +47,38 @@ fn backlog(dir: &std::path::Path, upstream_port: u16) {
     let (data, out) = (dir.join("backlog-data"), dir.join("backlog-out"));
     fs::write(&out, "in the way").expect("the file is written");
     let queue = format!("  sled: {{ path: {} }}", data.display());
-    let to = format!("    file: {{ path: {} }}\n    retry: {{ initial: 1s, max: 2s }}", out.join("export").display());
+    let to = format!(
+        "    file: {{ path: {} }}\n    retry: {{ initial: 1s, max: 2s }}",
+        out.join("export").display()
+    );
     let (process, port, telemetry) = flagtap(dir, upstream_port, &queue, &to);
     while metric(telemetry, "flagtap_queue_bytes") < BACKLOG {
         let script = post_script(dir, &random_body(), KNOWN);
         wrk(port, "/bulk", 64, 5, &script);
     }
-    show(&format!("backlog of {:.0} MB on disk, waiting", metric(telemetry, "flagtap_queue_bytes") / 1e6), &process);
+    show(
+        &format!(
+            "backlog of {:.0} MB on disk, waiting",
+            metric(telemetry, "flagtap_queue_bytes") / 1e6
+        ),
+        &process,
+    );
     drop(process);
 
     let (process, _, telemetry) = flagtap(dir, upstream_port, &queue, &to);
-    wait_until("the queue opens", Duration::from_secs(60), || metric(telemetry, "flagtap_queue_available") > 0.0);
+    wait_until("the queue opens", Duration::from_secs(60), || {
+        metric(telemetry, "flagtap_queue_available") > 0.0
+    });
     show("the same after a restart", &process);
     fs::remove_file(&out).expect("the way is cleared");
     wait_until("the backlog is delivered", Duration::from_secs(600), || {
         metric(telemetry, "flagtap_destination_events_waiting") == 0.0
     });
     show("after delivering it", &process);
-    println!("\nqueue on disk afterwards: {:.0} MB", metric(telemetry, "flagtap_queue_bytes") / 1e6);
+    println!(
+        "\nqueue on disk afterwards: {:.0} MB",
+        metric(telemetry, "flagtap_queue_bytes") / 1e6
+    );
 }
 
 fn random_body() -> Vec<u8> {

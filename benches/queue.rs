@@ -59,16 +59,30 @@ struct Run {
 fn run_of(mut latencies: Vec<f64>, elapsed: Duration) -> Run {
     latencies.sort_by(f64::total_cmp);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-    Run { rate: latencies.len() as f64 / elapsed.as_secs_f64(), p50: at(0.5), p99: at(0.99) }
+    Run {
+        rate: latencies.len() as f64 / elapsed.as_secs_f64(),
+        p50: at(0.5),
+        p99: at(0.99),
+    }
 }
 
 fn queue(bytes: usize, producers: usize) -> Run {
     let dir = tempfile::tempdir().expect("a folder");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let run = runtime.block_on(async {
-        let settings = queue::Settings { path: dir.path().join("data"), max_bytes: 8 << 30, ..queue::Settings::default() };
+        let settings = queue::Settings {
+            path: dir.path().join("data"),
+            max_bytes: 8 << 30,
+            ..queue::Settings::default()
+        };
         let queue: Arc<dyn Queue> = Arc::new(SledQueue::start(settings, &["out".to_owned()], system_clock()));
-        wait_until("the queue opens", Duration::from_secs(10), || queue.stats().unavailable.is_none());
+        wait_until("the queue opens", Duration::from_secs(10), || {
+            queue.stats().unavailable.is_none()
+        });
         measure(producers, bytes, move |number, payload| {
             let queue = Arc::clone(&queue);
             async move {
@@ -84,7 +98,11 @@ fn queue(bytes: usize, producers: usize) -> Run {
 
 fn plain_file(bytes: usize, producers: usize) -> Run {
     let dir = tempfile::tempdir().expect("a folder");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let sender = appender(dir.path());
     runtime.block_on(measure(producers, bytes, move |_, payload| {
         let sender = sender.clone();
@@ -105,7 +123,9 @@ fn appender(dir: &Path) -> mpsc::SyncSender<(Bytes, oneshot::Sender<()>)> {
             round.extend(receiver.try_iter().take(1023));
             for (payload, _) in &round {
                 let checksum = crc32fast::hash(payload);
-                file.write_all(&checksum.to_le_bytes()).and_then(|()| file.write_all(payload)).expect("written");
+                file.write_all(&checksum.to_le_bytes())
+                    .and_then(|()| file.write_all(payload))
+                    .expect("written");
             }
             file.sync_data().expect("durable");
             for (_, done) in round {
@@ -148,7 +168,9 @@ where
 }
 
 fn random(bytes: usize) -> String {
-    let text: String = std::iter::repeat_with(fastrand::alphanumeric).take(bytes - 64).collect();
+    let text: String = std::iter::repeat_with(fastrand::alphanumeric)
+        .take(bytes - 64)
+        .collect();
     format!(r#"{{"kind":"custom","creationDate":1795337794698,"data":"{text}"}}"#)
 }
 
@@ -162,14 +184,24 @@ fn entry(number: u64, json: Bytes) -> Entry {
                 environment: "bench".to_owned(),
                 project_id: String::new(),
                 environment_id: String::new(),
-                schema: Schema { number: 4, unsummarized: false },
+                schema: Schema {
+                    number: 4,
+                    unsummarized: false,
+                },
                 sdk: String::new(),
                 tags: String::new(),
             },
             destinations: vec!["out".to_owned()],
             id_seed: key,
-            events: vec![RecordEvent { index: 0, kind: Kind::Custom, json }],
+            events: vec![RecordEvent {
+                index: 0,
+                kind: Kind::Custom,
+                json,
+            }],
         },
-        mark: Mark { key, window: Duration::from_secs(600) },
+        mark: Mark {
+            key,
+            window: Duration::from_secs(600),
+        },
     }
 }

@@ -5,7 +5,9 @@
 
 mod support;
 
-use support::{KNOWN, Load, UNKNOWN, body, flagtap, median, metric, need, nginx_proxy, post_script, upstream, wait_for, wrk};
+use support::{
+    KNOWN, Load, UNKNOWN, body, flagtap, median, metric, need, nginx_proxy, post_script, upstream, wait_for, wrk,
+};
 
 const ROUNDS: usize = 3;
 const SECONDS: u64 = 5;
@@ -22,7 +24,10 @@ fn main() {
     let out = format!("    file: {{ path: {} }}", dir.path().join("out").display());
     let (_flagtap, port, telemetry) = flagtap(dir.path(), upstream_port, &queue, &out);
 
-    println!("body of {} bytes, {ROUNDS} rounds of {SECONDS} s each, medians\n", body.len());
+    println!(
+        "body of {} bytes, {ROUNDS} rounds of {SECONDS} s each, medians\n",
+        body.len()
+    );
     println!("| connections | what | requests/s | of nginx | p50 ms | p99 ms | added p50 | added p99 | errors |");
     println!("|---|---|---|---|---|---|---|---|---|");
     for connections in [16, 64] {

@@ -29,26 +29,43 @@ impl Drop for Running {
 impl Running {
     /// Starts `command`, with its output thrown away.
     pub fn start(command: &mut Command) -> Self {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")))
     }
 
     /// Returns a line of `/proc/<pid>/status` in kilobytes, such as `VmRSS` and `VmHWM`.
     pub fn memory_kb(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the process lives");
-        let value = status.lines().find_map(|text| text.strip_prefix(line)).expect("the line is there");
-        value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().expect("a number")
+        let value = status
+            .lines()
+            .find_map(|text| text.strip_prefix(line))
+            .expect("the line is there");
+        value
+            .trim_start_matches(':')
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("a number")
     }
 }
 
 /// Returns a port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 /// Waits until `port` accepts.
 pub fn wait_for(port: u16) {
-    wait_until("the port accepts", Duration::from_secs(20), || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    wait_until("the port accepts", Duration::from_secs(20), || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
 }
 
 /// Waits for a condition.
@@ -62,7 +79,12 @@ pub fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() -> bool
 
 /// Leaves the bench with a word if a program it compares with is not installed.
 pub fn need(program: &str) {
-    if Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+    if Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+    {
         return;
     }
     println!("skipped: {program} is not installed (scripts/setup-bench.sh installs it on Debian)");
@@ -73,14 +95,18 @@ pub fn need(program: &str) {
 pub fn body() -> Vec<u8> {
     let packed: &[u8] = include_bytes!("../../src/cli/demo/traffic.jsonl.gz");
     let mut text = String::new();
-    flate2::read::GzDecoder::new(packed).read_to_string(&mut text).expect("the recording inflates");
+    flate2::read::GzDecoder::new(packed)
+        .read_to_string(&mut text)
+        .expect("the recording inflates");
     let bodies = text.lines().filter_map(|line| {
         let request: serde_json::Value = serde_json::from_str(line).ok()?;
         let path = request["path"].as_str()?;
         let body = BASE64_STANDARD.decode(request["body_b64"].as_str()?).ok()?;
         (path == "/bulk" && body.starts_with(b"[")).then_some(body)
     });
-    bodies.min_by_key(|body| body.len().abs_diff(7000)).expect("a recorded post")
+    bodies
+        .min_by_key(|body| body.len().abs_diff(7000))
+        .expect("a recorded post")
 }
 
 /// nginx as the stand-in for LaunchDarkly's events service.
@@ -116,7 +142,13 @@ fn nginx(dir: &Path, name: &str, servers: &str) -> Running {
     );
     let path = home.join("nginx.conf");
     fs::write(&path, config).expect("the configuration is written");
-    Running::start(Command::new("nginx").arg("-e").arg(home.join("start.log")).arg("-c").arg(path))
+    Running::start(
+        Command::new("nginx")
+            .arg("-e")
+            .arg(home.join("start.log"))
+            .arg("-c")
+            .arg(path),
+    )
 }
 
 /// Starts flagtap with `destinations` (YAML list items) and returns it with its two ports.
@@ -129,7 +161,12 @@ pub fn flagtap(dir: &Path, upstream: u16, queue: &str, destinations: &str) -> (R
     );
     let path = dir.join("flagtap.yaml");
     fs::write(&path, config).expect("the configuration is written");
-    let running = Running::start(Command::new(env!("CARGO_BIN_EXE_flagtap")).arg("serve").arg("--config").arg(path));
+    let running = Running::start(
+        Command::new(env!("CARGO_BIN_EXE_flagtap"))
+            .arg("serve")
+            .arg("--config")
+            .arg(path),
+    );
     wait_for(port);
     wait_for(telemetry);
     (running, port, telemetry)
@@ -190,9 +227,20 @@ pub fn wrk(port: u16, path: &str, connections: usize, seconds: u64, script: &Pat
         .output()
         .expect("wrk runs");
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().find_map(|line| line.strip_prefix("RESULT ")).unwrap_or_else(|| panic!("wrk said {text}"));
-    let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
-    Load { rate: numbers[0] / numbers[1], p50: numbers[2], p99: numbers[3], errors: numbers[4] as u64 }
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("RESULT "))
+        .unwrap_or_else(|| panic!("wrk said {text}"));
+    let numbers: Vec<f64> = line
+        .split(' ')
+        .map(|number| number.parse().expect("a number"))
+        .collect();
+    Load {
+        rate: numbers[0] / numbers[1],
+        p50: numbers[2],
+        p99: numbers[3],
+        errors: numbers[4] as u64,
+    }
 }
 
 /// Returns the median of values.

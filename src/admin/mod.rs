@@ -34,7 +34,9 @@ pub struct Telemetry {
 
 /// Serves the telemetry port until `stop`.
 pub async fn serve(listener: TcpListener, telemetry: Arc<Telemetry>, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, routes(telemetry)).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, routes(telemetry))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 fn routes(telemetry: Arc<Telemetry>) -> Router {
@@ -56,7 +58,11 @@ async fn ready(State(telemetry): State<Arc<Telemetry>>) -> Response {
 
 async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Response {
     (telemetry.sample)();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], telemetry.metrics.render()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        telemetry.metrics.render(),
+    )
+        .into_response()
 }
 
 async fn status(State(telemetry): State<Arc<Telemetry>>) -> Response {
@@ -98,7 +104,12 @@ mod tests {
         assert_eq!(fetch(&telemetry, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         telemetry.ready.store(true, Ordering::Release);
         assert_eq!(fetch(&telemetry, "/readyz").await.0, StatusCode::OK);
-        assert!(fetch(&telemetry, "/metrics").await.1.contains("flagtap_queue_available 1"));
+        assert!(
+            fetch(&telemetry, "/metrics")
+                .await
+                .1
+                .contains("flagtap_queue_available 1")
+        );
         assert!(fetch(&telemetry, "/status").await.1.contains("\"tee\": \"on\""));
         assert_eq!(fetch(&telemetry, "/anything").await.0, StatusCode::NOT_FOUND);
     }

@@ -37,7 +37,13 @@ impl Drains {
         for spec in specs {
             let status = Arc::new(DrainStatus::default());
             statuses.push((spec.name.clone(), Arc::clone(&status)));
-            tasks.spawn(keep_draining(spec, Arc::clone(&queue), Arc::clone(&metrics), status, stop.clone()));
+            tasks.spawn(keep_draining(
+                spec,
+                Arc::clone(&queue),
+                Arc::clone(&metrics),
+                status,
+                stop.clone(),
+            ));
         }
         Self { statuses, stop, tasks }
     }
@@ -57,20 +63,19 @@ impl Drains {
     }
 }
 
-async fn keep_draining(
-    spec: Spec,
-    queue: Arc<dyn Queue>,
-    metrics: Arc<Metrics>,
-    status: Arc<DrainStatus>,
-    stop: Stop,
-) {
+async fn keep_draining(spec: Spec, queue: Arc<dyn Queue>, metrics: Arc<Metrics>, status: Arc<DrainStatus>, stop: Stop) {
     loop {
         let consumer = match stop.hard.run_until_cancelled(queue.consumer(&spec.name)).await {
             None => return,
             Some(Ok(consumer)) => consumer,
             Some(Err(error)) => {
                 warn!(destination = %spec.name, %error, "cannot open the queue's cursor, will try again");
-                if stop.hard.run_until_cancelled(tokio::time::sleep(RESTART_WAIT)).await.is_none() {
+                if stop
+                    .hard
+                    .run_until_cancelled(tokio::time::sleep(RESTART_WAIT))
+                    .await
+                    .is_none()
+                {
                     return;
                 }
                 continue;

@@ -90,8 +90,16 @@ impl App {
         let telemetry = telemetry_listener.local_addr()?;
 
         let destinations = destinations(&config)?;
-        let names: Vec<String> = config.destinations.iter().map(|destination| destination.name.clone()).collect();
-        let queue = Arc::new(Observed::new(engine(&config, &names), Arc::clone(&metrics), system_clock()));
+        let names: Vec<String> = config
+            .destinations
+            .iter()
+            .map(|destination| destination.name.clone())
+            .collect();
+        let queue = Arc::new(Observed::new(
+            engine(&config, &names),
+            Arc::clone(&metrics),
+            system_clock(),
+        ));
         let drains = Drains::start(destinations, Arc::clone(&queue) as Arc<dyn Queue>, Arc::clone(&metrics));
 
         let platform: Arc<dyn Platform> = Arc::new(platform(&config));
@@ -192,7 +200,10 @@ impl App {
         let _ = self.serving.await;
         self.batches.close();
         if timeout(self.grace.reserve, self.batches.wait()).await.is_err() {
-            warn!(batches = self.batches.len(), "batches still on their way to the upstream are left behind");
+            warn!(
+                batches = self.batches.len(),
+                "batches still on their way to the upstream are left behind"
+            );
         }
         self.drains.stop(self.grace.reserve).await;
         self.queue.close().await;
@@ -222,12 +233,19 @@ impl App {
 /// Returns how many events wait for destinations that are configured.
 fn attached(stats: &Stats) -> u64 {
     let consumers = stats.consumers.iter().filter(|consumer| consumer.attached);
-    consumers.flat_map(|consumer| &consumer.waiting).map(|(_, events)| events).sum()
+    consumers
+        .flat_map(|consumer| &consumer.waiting)
+        .map(|(_, events)| events)
+        .sum()
 }
 
 async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut unavailable = false;
-    while stop.run_until_cancelled(tokio::time::sleep(SAMPLE_INTERVAL)).await.is_some() {
+    while stop
+        .run_until_cancelled(tokio::time::sleep(SAMPLE_INTERVAL))
+        .await
+        .is_some()
+    {
         queue.sample();
         metrics.upkeep();
         match queue.stats().unavailable {
@@ -245,7 +263,9 @@ async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationT
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    listen::bind(address).await.with_context(|| format!("cannot listen on {address} (`{key}`)"))
+    listen::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (`{key}`)"))
 }
 
 fn engine(config: &Config, destinations: &[String]) -> Arc<dyn Queue> {
@@ -281,7 +301,10 @@ fn destinations(config: &Config) -> anyhow::Result<Vec<drains::Spec>> {
                 destination: crate::destination::build(&destination.settings)
                     .with_context(|| format!("cannot set up destination {}", destination.name))?,
                 settings: drain::Settings {
-                    retry: crate::backoff::Backoff { initial: destination.retry.initial, max: destination.retry.max },
+                    retry: crate::backoff::Backoff {
+                        initial: destination.retry.initial,
+                        max: destination.retry.max,
+                    },
                     ..drain::Settings::default()
                 },
             })
@@ -302,10 +325,15 @@ fn platform(config: &Config) -> LaunchDarkly {
 
 fn credentials(environment: &Environment) -> EnvironmentCredentials {
     let named = EnvironmentCredentials::new(&environment.name);
-    let Some(credentials) = &environment.credentials else { return named };
+    let Some(credentials) = &environment.credentials else {
+        return named;
+    };
     let keys = credentials.sdk_keys.iter().chain(&credentials.mobile_keys);
     let with_keys = keys.fold(named, |named, key| named.with_key(key.expose()));
-    credentials.client_side_ids.iter().fold(with_keys, |named, id| named.with_client_side_id(id))
+    credentials
+        .client_side_ids
+        .iter()
+        .fold(with_keys, |named, id| named.with_client_side_id(id))
 }
 
 fn tee_environment(environment: &Environment) -> TeeEnvironment {
@@ -313,7 +341,9 @@ fn tee_environment(environment: &Environment) -> TeeEnvironment {
         name: environment.name.clone(),
         project_id: environment.project_id.clone(),
         environment_id: environment.environment_id.clone(),
-        selection: Selection::new(selection::Settings { kinds: environment.export.kinds.clone() }),
+        selection: Selection::new(selection::Settings {
+            kinds: environment.export.kinds.clone(),
+        }),
         destinations: environment.destinations.clone(),
     }
 }

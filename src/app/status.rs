@@ -10,8 +10,10 @@ use crate::queue::Stats;
 
 /// Returns the status as JSON: names and numbers, never event data.
 pub(super) fn document(stats: &Stats, drains: &[(String, Arc<DrainStatus>)]) -> Value {
-    let destinations: Map<String, Value> =
-        drains.iter().map(|(name, status)| (name.clone(), destination(name, stats, status))).collect();
+    let destinations: Map<String, Value> = drains
+        .iter()
+        .map(|(name, status)| (name.clone(), destination(name, stats, status)))
+        .collect();
     let unconfigured: Vec<&str> = stats
         .consumers
         .iter()
@@ -49,19 +51,28 @@ fn destination(name: &str, stats: &Stats, status: &DrainStatus) -> Value {
         shown.insert("since".to_owned(), time(*since));
         shown.insert("next_try".to_owned(), time(*next));
     }
-    shown.insert("last_delivered".to_owned(), now.last_delivered.map_or(Value::Null, time));
+    shown.insert(
+        "last_delivered".to_owned(),
+        now.last_delivered.map_or(Value::Null, time),
+    );
     if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
         let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
         shown.insert("waiting".to_owned(), json!(waiting));
         shown.insert("oldest_waiting_ms".to_owned(), json!(consumer.oldest_waiting_ms));
     }
-    let dead = stats.dead_letters.iter().find(|(of, _)| of == name).map_or(0, |(_, count)| *count);
+    let dead = stats
+        .dead_letters
+        .iter()
+        .find(|(of, _)| of == name)
+        .map_or(0, |(_, count)| *count);
     shown.insert("dead_letters".to_owned(), json!(dead));
     Value::Object(shown)
 }
 
 fn time(at: SystemTime) -> Value {
     let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let text = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let text = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     text.map_or(Value::Null, |text| json!(text.to_string()))
 }

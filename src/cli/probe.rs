@@ -30,12 +30,17 @@ pub(super) fn run(what: Probe, telemetry: &str) -> ExitCode {
 }
 
 fn ask(telemetry: &str, path: &str) -> std::io::Result<u16> {
-    let address =
-        telemetry.to_socket_addrs()?.next().ok_or_else(|| std::io::Error::other("the address resolves to nothing"))?;
+    let address = telemetry
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| std::io::Error::other("the address resolves to nothing"))?;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {telemetry}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {telemetry}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
     std::str::from_utf8(&head)

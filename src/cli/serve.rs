@@ -45,8 +45,13 @@ pub(super) fn run(path: Option<&Path>) -> ExitCode {
         ),
     }
     let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build();
+    let outcome = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(serve(config)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
@@ -67,7 +72,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 fn log_to_stderr(log: Log) {
     // Libraries below the line of interest: their debug output names addresses and headers.
     let filter = EnvFilter::new(format!("warn,flagtap={}", log.level.as_str()));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match log.format {
         Format::Json => builder.json().init(),
         Format::Text => builder.with_target(false).init(),

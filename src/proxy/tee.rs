@@ -136,7 +136,7 @@ impl Tee {
             environments,
             settings,
             metrics,
-           
+
             inflating: Semaphore::new(2),
         }
     }

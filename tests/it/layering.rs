@@ -132,6 +132,9 @@ fn may_import(source: &Source, own: u8, target: &[String]) -> bool {
     if folder.len() >= 2 && target.starts_with(folder) {
         return true; // another file of the same implementation
     }
+    if matches!(folder, [only] if only == "record" || only == "section") && target.starts_with(folder) {
+        return true; // one thing in several files
+    }
     if module.first() == target.first() && target.len() > 1 {
         return false; // a sibling
     }

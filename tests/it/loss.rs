@@ -44,6 +44,7 @@ fn events_are_exported_when_the_upstream_is_too_slow() {
     let never = Gate::default();
     upstream.once("POST", "/bulk", Answer::accepted().behind(&never));
     let mut setup = Setup::new(upstream.address());
+    setup.config["upstream"]["connect_timeout"] = json!("300ms");
     setup.config["upstream"]["timeout"] = json!("300ms");
     let relay = Relay::start(&setup);
     let response = relay.post("slow", &json!([marked("slow")]));

@@ -101,7 +101,9 @@ async fn demo(dir: &Path) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, settled).await.context("not everything was delivered in time")?;
+    tokio::time::timeout(PATIENCE, settled)
+        .await
+        .context("not everything was delivered in time")?;
     progress(&app, &upstream, requests.len(), requests.len(), "done", live);
     let (received, delivered) = (total(&app, EVENTS_RECEIVED.name), delivered(&app));
     app.stop().await;
@@ -123,7 +125,9 @@ fn configuration(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Config> {
     config.listen.address = anywhere;
     config.telemetry = anywhere;
     config.upstream.url = format!("http://{upstream}").parse()?;
-    config.queue.engine = Engine::Sled { path: dir.join("flagtap-data") };
+    config.queue.engine = Engine::Sled {
+        path: dir.join("flagtap-data"),
+    };
     for destination in &mut config.destinations {
         if let Settings::File(file) = &mut destination.settings {
             file.path = dir.join("flagtap-export");
@@ -135,7 +139,9 @@ fn configuration(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Config> {
 fn recorded() -> anyhow::Result<Vec<Recorded>> {
     let mut text = String::new();
     GzDecoder::new(TRAFFIC).read_to_string(&mut text)?;
-    text.lines().map(|line| serde_json::from_str(line).context("a recorded request does not parse")).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).context("a recorded request does not parse"))
+        .collect()
 }
 
 /// Returns a new folder below `dir`: an earlier run's queue would recognise the recorded payload ids.
@@ -217,7 +223,11 @@ fn progress(app: &App, upstream: &StandIn, sent: usize, of: usize, what: &str, l
         upstream.seen.load(Ordering::Relaxed),
         exported.saturating_sub(delivered),
     );
-    say(&if live && what != "done" { format!("\r{line}") } else { format!("{}{line}\n", if live { "\r" } else { "" }) });
+    say(&if live && what != "done" {
+        format!("\r{line}")
+    } else {
+        format!("{}{line}\n", if live { "\r" } else { "" })
+    });
 }
 
 fn exported(app: &App) -> u64 {
@@ -245,7 +255,9 @@ fn shown(export: &Path) -> anyhow::Result<String> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "ndjson"))
         .collect();
     files.sort();
-    let Some(file) = files.first() else { bail!("no export file in {}", export.display()) };
+    let Some(file) = files.first() else {
+        bail!("no export file in {}", export.display())
+    };
     let text = std::fs::read_to_string(file)?;
     let mut shown = String::from("some of the exported events:\n\n");
     for kind in ["index", "feature", "custom", "pageview", "identify"] {

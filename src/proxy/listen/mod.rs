@@ -51,7 +51,13 @@ pub struct Listening {
 
 /// Serves connections until told to stop, then lets open ones finish.
 pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, metrics: Arc<Metrics>) {
-    let Listening { tls, limits, open, stop, grace } = listening;
+    let Listening {
+        tls,
+        limits,
+        open,
+        stop,
+        grace,
+    } = listening;
     let builder = Arc::new(builder(&limits));
     let seats = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();

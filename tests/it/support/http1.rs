@@ -37,6 +37,9 @@ impl Headers {
 
     /// Returns the headers that a transparent relay must not change: all but those that belong to one connection
     /// (RFC 9110 §7.6.1), `Host`, and the framing.
+    ///
+    /// In order, but for a repeated name, whose values stand together at its first place: HTTP libraries keep headers
+    /// so, and the order of differently named headers has no meaning (RFC 9110 §5.3).
     pub(crate) fn end_to_end(&self) -> Vec<(String, String)> {
         const OF_THE_CONNECTION: [&str; 5] = [
             "host",
@@ -45,11 +48,11 @@ impl Headers {
             "transfer-encoding",
             "content-length",
         ];
-        let kept = self
-            .0
-            .iter()
-            .filter(|(name, _)| !OF_THE_CONNECTION.contains(&name.to_ascii_lowercase().as_str()));
-        kept.cloned().collect()
+        let first_place = |name: &str| self.0.iter().position(|(other, _)| other.eq_ignore_ascii_case(name));
+        let mut kept = self.0.clone();
+        kept.retain(|(name, _)| !OF_THE_CONNECTION.contains(&name.to_ascii_lowercase().as_str()));
+        kept.sort_by_key(|(name, _)| first_place(name));
+        kept
     }
 }
 

@@ -47,6 +47,8 @@ impl Setup {
             "listen": "127.0.0.1:0",
             "telemetry": "127.0.0.1:0",
             "log": { "level": "info", "format": "json" },
+            // Short, because each test ends its relay; what waits is settled before.
+            "shutdown": { "grace": "1s", "reserve": "800ms" },
             "upstream": { "url": format!("http://{upstream}"), "connect_timeout": "2s", "timeout": "10s" },
             "queue": { "max_bytes": "1GiB", "sled": { "path": path("queue") } },
             "environments": [{
