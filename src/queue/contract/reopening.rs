@@ -99,14 +99,14 @@ pub(crate) async fn positions_go_on_after_reopening(rig: Rig) {
 pub(crate) async fn a_smaller_cap_still_opens(mut rig: Rig) {
     rig.settings.generation_bytes = 100_000;
     let queue = rig.open().await;
-    for _ in 0..100 {
+    for _ in 0..400 {
         store(&queue, rig.sized("a", &[LAKE], 1, 30_000)).await;
     }
     queue.close().await;
     drop(queue);
-    rig.settings.max_bytes = 2 << 20;
+    rig.settings.max_bytes = 8 << 20;
     let queue = rig.open().await;
-    eventually(|| queue.stats().bytes <= 2 << 20).await;
+    eventually(|| queue.stats().bytes <= 8 << 20).await;
     let stats = of(&queue.stats(), LAKE);
     assert!(sum(&stats.evicted) > 0 && sum(&stats.waiting) > 0, "{stats:?}");
     assert_eq!(sum(&stats.evicted) + sum(&stats.waiting), sum(&stats.recovered));

@@ -140,9 +140,13 @@ fn finish(mut store: Store) {
 fn round(store: &mut Store, first: Message, messages: &Receiver<Message>) -> Closing {
     let mut round = Round::default();
     let mut closing = None;
+    let first_writes = first.writes();
     let mut message = Some(first);
     let mut taken = 0;
-    let usable = store.ensure_current();
+    let usable = match first_writes {
+        true => store.ensure_current(),
+        false => Ok(()),
+    };
     while let Some(next) = message.take() {
         match (&usable, next) {
             (_, Message::Close(done)) => {
@@ -219,6 +223,10 @@ fn publish_letters(store: &Store) {
 }
 
 impl Message {
+    fn writes(&self) -> bool {
+        !matches!(self, Self::Release(_) | Self::Close(_) | Self::ListLetters { .. })
+    }
+
     fn refuse(self, why: &str) {
         let refusal = || ConsumeError::Unavailable { why: why.to_owned() };
         match self {
