@@ -9,7 +9,8 @@ Shares no code with flagtap and works from the documented export format alone:
 
 What is exported: every event of a documented kind, except PHP's `feature` events without `trackEvents: true`, of every
 batch that the events service accepted or gave no judgement on (5xx, 408, 429, no answer). A batch that arrives again, by
-payload id or else by its bytes, is exported once. Numbers are compared as they are written, members with their order.
+payload id or else by its bytes, is exported once. Kinds that the format documents with `contextKeys` have it derived from
+`context` where the SDK sent only that. Numbers are compared as they are written, members with their order.
 """
 import base64
 import collections
@@ -23,6 +24,7 @@ import urllib.parse
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "tests"
 PROJECT, ENVIRONMENT = "5744c96707c9900708000004", "578d1e02d2943862c52b9686"
 KINDS = {"feature", "custom", "identify", "click", "pageview", "alias", "index", "debug", "summary"}
+WITH_CONTEXT_KEYS = {"feature", "debug", "custom", "click", "pageview"}
 EVENT_PATH = re.compile(r"^/(bulk|mobile|mobile/events|mobile/events/bulk|events/bulk/[^/]+)$")
 BEACON_PATH = re.compile(r"^(/events/bulk/[^/]+)?/a/[^/]+\.gif$")
 PRIVATE_TO_PHP = {"trackEvents", "debugEventsUntilDate", "excludeFromSummaries"}
@@ -107,7 +109,8 @@ def expected(lines):
                 continue
             members = [(k, v) for k, v in event if not (php and k in PRIVATE_TO_PHP)]
             derived = None
-            if schema == 4 and event.get("context") is not None and event.get("contextKeys") is None:
+            missing = event.get("context") is not None and event.get("contextKeys") is None
+            if schema == 4 and kind in WITH_CONTEXT_KEYS and missing:
                 derived = context_keys(event.get("context"))
             yield 2 if schema == 4 else 1, members, derived
 

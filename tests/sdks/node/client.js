@@ -24,4 +24,5 @@ const client = LD.initialize(key, { kind: 'user', key: 'ada', name: 'Ada ☃' },
   client.track('plain');
   await client.close();
   fs.rmSync(storage, { recursive: true, force: true });
+  process.exit(0); // the SDK keeps the timer of its initialisation
 })().catch((error) => { console.error(error); process.exit(1); });
