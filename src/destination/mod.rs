@@ -17,6 +17,8 @@ mod contract;
 pub mod file;
 #[cfg(feature = "kinesis")]
 pub mod kinesis;
+#[cfg(test)]
+mod reading;
 pub mod stdout;
 
 /// The kinds of destination, as the configuration names them. `kinesis` is known also to a build without it, so that

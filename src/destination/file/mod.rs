@@ -145,7 +145,10 @@ impl Destination for Files {
         let lines = items.to_vec();
         let verdict = match self.with_folder(move |folder| folder.append(&lines)).await {
             Ok(()) => Verdict::Delivered,
-            Err(Trouble { cause, why }) if cause == Cause::Passing => Verdict::Retry { after: None, why },
+            Err(Trouble {
+                cause: Cause::Passing,
+                why,
+            }) => Verdict::Retry { after: None, why },
             Err(Trouble { why, .. }) => Verdict::Blocked { why },
         };
         all(&verdict, items)

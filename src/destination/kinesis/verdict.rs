@@ -152,6 +152,8 @@ fn causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Returns one line of at most 300 characters; the credential chain's errors are lists.
 fn short(text: &str) -> String {
-    text.chars().take(300).collect()
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(300).collect()
 }
