@@ -298,7 +298,10 @@ async fn destinations(config: &Config) -> Vec<drains::Spec> {
             name: destination.name.clone(),
             destination: destination.settings.open().await,
             settings: drain::Settings {
-                retry: crate::backoff::Backoff { initial: destination.retry.initial, max: destination.retry.max },
+                retry: crate::backoff::Backoff {
+                    initial: destination.retry.initial,
+                    max: destination.retry.max,
+                },
                 ..drain::Settings::default()
             },
         });
