@@ -3,6 +3,12 @@
 //! The backlog's bodies are random text that hardly compresses, so that 1 GB of queue is 1 GB of work. The destination
 //! is a folder that cannot be written at first (a file stands in its place) and can later.
 
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a bench stops at the first surprise and prints its result"
+)]
+
 mod support;
 
 use std::fs;

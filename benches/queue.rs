@@ -4,6 +4,12 @@
 //! engine on this disk can do: one thread writes everything pending and calls `fdatasync` once. Payloads are random
 //! text that compression can shrink by a quarter only. What the SDKs send shrinks seven to fourteen times.
 
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a bench stops at the first surprise and prints its result"
+)]
+
 mod support;
 
 use std::fs::File;

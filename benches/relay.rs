@@ -3,6 +3,12 @@
 //! Same upstream (nginx answering 202), same load generator (wrk, two threads), rounds taken in turn, medians shown.
 //! `direct` is the load generator at the upstream: what is added is the difference to it.
 
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a bench stops at the first surprise and prints its result"
+)]
+
 mod support;
 
 use support::{

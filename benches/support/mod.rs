@@ -12,12 +12,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 /// The SDK key that the relay's configuration knows.
-pub const KNOWN: &str = "sdk-bench-0000-known";
+pub(crate) const KNOWN: &str = "sdk-bench-0000-known";
 /// One it does not know.
-pub const UNKNOWN: &str = "sdk-bench-0000-unknown";
+pub(crate) const UNKNOWN: &str = "sdk-bench-0000-unknown";
 
 /// A process that is killed when dropped.
-pub struct Running(pub Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -28,7 +28,7 @@ impl Drop for Running {
 
 impl Running {
     /// Starts `command`, with its output thrown away.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -38,7 +38,7 @@ impl Running {
     }
 
     /// Returns a line of `/proc/<pid>/status` in kilobytes, such as `VmRSS` and `VmHWM`.
-    pub fn memory_kb(&self, line: &str) -> u64 {
+    pub(crate) fn memory_kb(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the process lives");
         let value = status
             .lines()
@@ -54,7 +54,7 @@ impl Running {
 }
 
 /// Returns a port that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a free port")
@@ -62,14 +62,14 @@ pub fn free_port() -> u16 {
 }
 
 /// Waits until `port` accepts.
-pub fn wait_for(port: u16) {
+pub(crate) fn wait_for(port: u16) {
     wait_until("the port accepts", Duration::from_secs(20), || {
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
 }
 
 /// Waits for a condition.
-pub fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !done() {
         assert!(Instant::now() < deadline, "waited too long: {what}");
@@ -78,7 +78,7 @@ pub fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() -> bool
 }
 
 /// Leaves the bench with a word if a program it compares with is not installed.
-pub fn need(program: &str) {
+pub(crate) fn need(program: &str) {
     if Command::new("sh")
         .args(["-c", &format!("command -v {program}")])
         .stdout(Stdio::null())
@@ -92,7 +92,7 @@ pub fn need(program: &str) {
 }
 
 /// Returns the body of a recorded event post of about 7 kB.
-pub fn body() -> Vec<u8> {
+pub(crate) fn body() -> Vec<u8> {
     let packed: &[u8] = include_bytes!("../../src/cli/demo/traffic.jsonl.gz");
     let mut text = String::new();
     flate2::read::GzDecoder::new(packed)
@@ -110,14 +110,14 @@ pub fn body() -> Vec<u8> {
 }
 
 /// nginx as the stand-in for LaunchDarkly's events service.
-pub fn upstream(dir: &Path) -> (Running, u16) {
+pub(crate) fn upstream(dir: &Path) -> (Running, u16) {
     let port = free_port();
     let server = format!("server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 202; }} }}");
     (nginx(dir, "upstream", &server), port)
 }
 
 /// nginx as a peer: the same job without a tee.
-pub fn nginx_proxy(dir: &Path, upstream: u16) -> (Running, u16) {
+pub(crate) fn nginx_proxy(dir: &Path, upstream: u16) -> (Running, u16) {
     let port = free_port();
     let server = format!(
         "upstream events {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 1000000; }}
@@ -152,7 +152,7 @@ fn nginx(dir: &Path, name: &str, servers: &str) -> Running {
 }
 
 /// Starts flagtap with `destinations` (YAML list items) and returns it with its two ports.
-pub fn flagtap(dir: &Path, upstream: u16, queue: &str, destinations: &str) -> (Running, u16, u16) {
+pub(crate) fn flagtap(dir: &Path, upstream: u16, queue: &str, destinations: &str) -> (Running, u16, u16) {
     let (port, telemetry) = (free_port(), free_port());
     let config = format!(
         "listen: 127.0.0.1:{port}\ntelemetry: 127.0.0.1:{telemetry}\nupstream: {{ url: \"http://127.0.0.1:{upstream}\" }}\n\
@@ -174,19 +174,19 @@ pub fn flagtap(dir: &Path, upstream: u16, queue: &str, destinations: &str) -> (R
 
 /// What wrk measured.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Load {
+pub(crate) struct Load {
     /// Answers a second.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Median latency, milliseconds.
-    pub p50: f64,
+    pub(crate) p50: f64,
     /// 99th percentile, milliseconds.
-    pub p99: f64,
+    pub(crate) p99: f64,
     /// Answers that were not 2xx, and socket errors.
-    pub errors: u64,
+    pub(crate) errors: u64,
 }
 
 /// Writes the wrk script that posts `body` with a payload id of its own per request.
-pub fn post_script(dir: &Path, body: &[u8], key: &str) -> PathBuf {
+pub(crate) fn post_script(dir: &Path, body: &[u8], key: &str) -> PathBuf {
     let file = dir.join("body");
     fs::write(&file, body).expect("the body is written");
     let script = format!(
@@ -219,7 +219,7 @@ pub fn post_script(dir: &Path, body: &[u8], key: &str) -> PathBuf {
 }
 
 /// Runs wrk against `port`.
-pub fn wrk(port: u16, path: &str, connections: usize, seconds: u64, script: &Path) -> Load {
+pub(crate) fn wrk(port: u16, path: &str, connections: usize, seconds: u64, script: &Path) -> Load {
     let output = Command::new("wrk")
         .args(["-t2", &format!("-c{connections}"), &format!("-d{seconds}s"), "-s"])
         .arg(script)
@@ -244,13 +244,13 @@ pub fn wrk(port: u16, path: &str, connections: usize, seconds: u64, script: &Pat
 }
 
 /// Returns the median of values.
-pub fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
 /// Returns the sum of a metric over its labels.
-pub fn metric(telemetry: u16, name: &str) -> f64 {
+pub(crate) fn metric(telemetry: u16, name: &str) -> f64 {
     use std::io::Write;
     let mut stream = TcpStream::connect(("127.0.0.1", telemetry)).expect("the telemetry port accepts");
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("the request is written");

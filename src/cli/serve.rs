@@ -52,9 +52,12 @@ pub(super) fn run(path: Option<&Path>) -> ExitCode {
         .worker_threads(threads)
         .enable_all()
         .build();
-    let outcome = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(serve(config)));
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let outcome = runtime.block_on(serve(config));
+        // A write that hangs on a broken disk must not keep the process.
+        runtime.shutdown_timeout(LAST_WRITE);
+        outcome
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {

@@ -222,7 +222,7 @@ mod tests {
         let mut guarded = Guarded::new(server, Arc::clone(&activity), PATIENCE);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let mut buf = [0; 64];
-        guarded.read(&mut buf).await.unwrap();
+        assert_eq!(guarded.read(&mut buf).await.unwrap(), 18);
         let request = activity.begin();
         // A request under way has no deadline here, however long it takes.
         let waiting = tokio::time::timeout(Duration::from_secs(3600), guarded.read(&mut buf)).await;
@@ -240,7 +240,7 @@ mod tests {
         let mut guarded = Guarded::new(server, Arc::new(Activity::default()), PATIENCE);
         client.write_all(b"PRI * HTTP/2.0").await.unwrap();
         let mut buf = [0; 64];
-        guarded.read(&mut buf).await.unwrap();
+        assert_eq!(guarded.read(&mut buf).await.unwrap(), 14);
         let start = Instant::now();
         guarded.read(&mut buf).await.unwrap_err();
         assert_eq!(start.elapsed().as_secs(), 120);
