@@ -89,7 +89,7 @@ impl App {
         let relay = listener.local_addr()?;
         let telemetry = telemetry_listener.local_addr()?;
 
-        let destinations = destinations(&config)?;
+        let destinations = destinations(&config).await;
         let names: Vec<String> = config
             .destinations
             .iter()
@@ -291,25 +291,22 @@ fn engine(config: &Config, destinations: &[String]) -> Arc<dyn Queue> {
     }
 }
 
-fn destinations(config: &Config) -> anyhow::Result<Vec<drains::Spec>> {
-    config
-        .destinations
-        .iter()
-        .map(|destination| {
-            Ok(drains::Spec {
-                name: destination.name.clone(),
-                destination: crate::destination::build(&destination.settings)
-                    .with_context(|| format!("cannot set up destination {}", destination.name))?,
-                settings: drain::Settings {
-                    retry: crate::backoff::Backoff {
-                        initial: destination.retry.initial,
-                        max: destination.retry.max,
-                    },
-                    ..drain::Settings::default()
+async fn destinations(config: &Config) -> Vec<drains::Spec> {
+    let mut specs = Vec::with_capacity(config.destinations.len());
+    for destination in &config.destinations {
+        specs.push(drains::Spec {
+            name: destination.name.clone(),
+            destination: destination.settings.open().await,
+            settings: drain::Settings {
+                retry: crate::backoff::Backoff {
+                    initial: destination.retry.initial,
+                    max: destination.retry.max,
                 },
-            })
-        })
-        .collect()
+                ..drain::Settings::default()
+            },
+        });
+    }
+    specs
 }
 
 fn platform(config: &Config) -> LaunchDarkly {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -14,6 +15,8 @@ use crate::shutdown::Shutdown;
 
 // A sidecar shares its node: more threads than this buy no throughput, only memory.
 const MAX_THREADS: usize = 4;
+
+const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// Serves until a signal; returns the exit code.
 pub(super) fn run(path: Option<&Path>) -> ExitCode {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use http::Uri;
 
@@ -9,6 +10,7 @@ use super::destinations::ReadDestination;
 use super::environments::ReadEnvironment;
 use super::queue::Queue;
 use super::traffic::{Listen, Tee, Upstream};
+use crate::destination::Settings;
 use crate::problems::Place;
 use crate::section::Section;
 use crate::units::ByteSize;
@@ -119,6 +121,22 @@ pub(super) fn environments(root: &Section<'_>, environments: &[ReadEnvironment],
     for (name, place) in destination_names {
         if !references.iter().any(|(used, _)| used == name) {
             root.warn_at(place.clone(), "is a destination that no environment uses");
+        }
+    }
+
+    let mut folders: HashMap<&Path, &str> = HashMap::new();
+    for (destination, (name, place)) in destinations
+        .iter()
+        .filter_map(|read| read.value.as_ref().zip(read.name.as_ref()))
+    {
+        let Settings::File(file) = &destination.settings else {
+            continue;
+        };
+        if let Some(other) = folders.insert(&file.path, name) {
+            root.problem_at(
+                place.clone(),
+                format!("writes to the same folder as {other}; give each its own"),
+            );
         }
     }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{positive, read_name};
+use crate::backoff::Backoff;
+use crate::destination::{self, KINDS, Settings, file};
 use crate::problems::Place;
 use crate::section::{Leaf as _, Section};
 
@@ -15,36 +17,23 @@ pub struct Destination {
     /// Its kind and that kind's settings.
     pub settings: Settings,
     /// How failed deliveries are repeated.
-    pub retry: Retry,
+    pub retry: Backoff,
 }
 
-/// How failed deliveries are repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retry {
-    /// The longest first wait; each further failure doubles it.
-    pub initial: Duration,
-    /// The longest wait of all.
-    pub max: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            initial: Duration::from_secs(1),
-            max: Duration::from_secs(60),
-        }
-    }
-}
+/// The waits between tries. Most failures are over within seconds, and a destination that was down for an hour is tried
+/// again within a minute.
+const RETRY: Backoff = Backoff {
+    initial: Duration::from_secs(1),
+    max: Duration::from_secs(60),
+};
 
 impl Destination {
     /// Returns the destination of a start without a file: NDJSON files in `./flagtap-export`.
     pub(super) fn archive() -> Self {
         Self {
             name: "archive".to_owned(),
-            settings: Settings::File {
-                path: PathBuf::from("./flagtap-export"),
-            },
-            retry: Retry::default(),
+            settings: Settings::File(file::Settings::at(PathBuf::from("./flagtap-export"))),
+            retry: RETRY,
         }
     }
 }
@@ -63,10 +52,10 @@ pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadDestination> {
 
 fn read(section: &mut Section<'_>) -> ReadDestination {
     let name = read_name(section);
-    let retry = section.section("retry", read_retry).unwrap_or_default();
+    let retry = section.section("retry", read_retry).unwrap_or(RETRY);
     let settings = section
         .kind(&KINDS)
-        .and_then(|kind| section.section(kind, |section| read_settings(kind, section)))
+        .and_then(|kind| section.section(kind, |section| destination::read(kind, section)))
         .flatten();
     let value = name.as_ref().zip(settings).map(|((name, _), settings)| Destination {
         name: name.clone(),
@@ -76,11 +65,10 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
     ReadDestination { name, value }
 }
 
-fn read_retry(section: &mut Section<'_>) -> Retry {
-    let default = Retry::default();
-    let retry = Retry {
-        initial: positive(section, "initial", default.initial),
-        max: positive(section, "max", default.max),
+fn read_retry(section: &mut Section<'_>) -> Backoff {
+    let retry = Backoff {
+        initial: positive(section, "initial", RETRY.initial),
+        max: positive(section, "max", RETRY.max),
     };
     if retry.initial > retry.max && !retry.max.is_zero() {
         let key = if section.has("initial") { "initial" } else { "max" };
@@ -91,51 +79,4 @@ fn read_retry(section: &mut Section<'_>) -> Retry {
         );
     }
     retry
-}
-
-/// TODO-JOIN
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settings {
-    /// File.
-    File {
-        /// Folder.
-        path: PathBuf,
-    },
-    /// Stdout.
-    Stdout,
-    /// Kinesis.
-    Kinesis {
-        /// Region.
-        region: String,
-        /// Stream.
-        stream_name: Option<String>,
-    },
-}
-
-impl Settings {
-    /// Returns the kind as the configuration spells it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::File { .. } => "file",
-            Self::Stdout => "stdout",
-            Self::Kinesis { .. } => "kinesis",
-        }
-    }
-}
-
-const KINDS: [&str; 3] = ["kinesis", "file", "stdout"];
-
-fn read_settings(kind: &str, section: &mut Section<'_>) -> Option<Settings> {
-    match kind {
-        "file" => section.required("path").map(|path| Settings::File { path }),
-        "stdout" => Some(Settings::Stdout),
-        _ => {
-            let region = section.required("region");
-            let stream_name = section.optional("stream_name");
-            Some(Settings::Kinesis {
-                region: region?,
-                stream_name,
-            })
-        }
-    }
 }

@@ -73,7 +73,7 @@ crate::choices! {
 impl Leaf for Kind {
     fn expected() -> String {
         let names: Vec<&str> = Self::EXPORTABLE.into_iter().map(Self::as_str).collect();
-        format!("`{}`", names.join("`, `"))
+        format!("one of `{}`", names.join("`, `"))
     }
 
     fn noun() -> String {

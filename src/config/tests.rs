@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::destination::{Settings, kinesis};
 use crate::export::selection::Settings as Selection;
 use crate::section::Known;
 
@@ -94,7 +95,11 @@ fn the_example_is_valid_without_a_warning_and_shows_the_defaults() {
     assert_eq!(config.dedupe, default.dedupe);
     assert_eq!(config.shutdown, default.shutdown);
     assert_eq!(config.environments[0].export, Selection::default());
-    assert_eq!(config.destinations[0].retry, Retry::default());
+    let stream = kinesis::Stream::Name("ld-events".to_owned());
+    let lake = kinesis::Settings::to("eu-west-1", stream);
+    assert_eq!(config.destinations[1].settings, Settings::Kinesis(lake));
+    assert_eq!(config.destinations[0].retry, default.destinations[0].retry);
+    assert_eq!(config.destinations[0].settings, default.destinations[0].settings);
 }
 
 #[test]

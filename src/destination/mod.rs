@@ -3,12 +3,78 @@
 //! Owns the trait, the values it exchanges and the registry. A destination is one file: it encodes an event (pure),
 //! sends packed items and answers for each one. It holds no retry, batching or metrics code: [`crate::drain`] does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::export::ExportEvent;
+use crate::export::{ExportEvent, envelope};
+use crate::section::Section;
+
+#[cfg(test)]
+mod contract;
+pub mod file;
+#[cfg(feature = "kinesis")]
+pub mod kinesis;
+#[cfg(test)]
+mod reading;
+pub mod stdout;
+
+/// The kinds of destination, as the configuration names them. `kinesis` is known also to a build without it, so that
+/// its absence can be explained.
+pub const KINDS: [&str; 3] = ["kinesis", "file", "stdout"];
+
+/// A kind of destination and its settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settings {
+    /// A Kinesis data stream.
+    #[cfg(feature = "kinesis")]
+    Kinesis(kinesis::Settings),
+    /// A folder of NDJSON files.
+    File(file::Settings),
+    /// Standard output.
+    Stdout(stdout::Settings),
+}
+
+impl Settings {
+    /// Returns the kind as the configuration names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            #[cfg(feature = "kinesis")]
+            Self::Kinesis(_) => "kinesis",
+            Self::File(_) => "file",
+            Self::Stdout(_) => "stdout",
+        }
+    }
+
+    /// Returns the destination. Contacts nothing and touches no file: what is wrong there shows when it is used.
+    pub async fn open(&self) -> Arc<dyn Destination> {
+        match self {
+            #[cfg(feature = "kinesis")]
+            Self::Kinesis(settings) => Arc::new(kinesis::Kinesis::open(settings).await),
+            Self::File(settings) => Arc::new(file::Files::new(settings.clone())),
+            Self::Stdout(_) => Arc::new(stdout::Stdout::new(Box::new(std::io::stdout()))),
+        }
+    }
+}
+
+/// Reads the settings of a destination of this kind (one of [`KINDS`]); nothing after reporting why there are none.
+pub fn read(kind: &str, section: &mut Section<'_>) -> Option<Settings> {
+    match kind {
+        #[cfg(feature = "kinesis")]
+        "kinesis" => kinesis::read(section).map(Settings::Kinesis),
+        "file" => file::read(section).map(Settings::File),
+        "stdout" => stdout::read(section).map(Settings::Stdout),
+        _ => {
+            section.problem(
+                None,
+                "is a kind of destination that this build of flagtap does not have",
+            );
+            None
+        }
+    }
+}
 
 /// A service that receives exported events.
 #[async_trait]
@@ -100,4 +166,21 @@ pub enum Verdict {
 pub struct ProbeError {
     /// What the service or the network said, without secrets.
     pub why: String,
+}
+
+/// Returns the item of a destination that writes lines: the export record and a newline.
+fn line(event: &ExportEvent<'_>) -> Item {
+    let mut body = envelope::render(event);
+    body.push(b'\n');
+    Item {
+        id: event.id.to_owned(),
+        size: body.len(),
+        body: body.into(),
+        key: String::new(),
+    }
+}
+
+/// Returns the verdicts of a request whose items all had the same fate.
+fn all(verdict: &Verdict, items: &[Item]) -> Vec<Verdict> {
+    vec![verdict.clone(); items.len()]
 }

@@ -4,12 +4,83 @@
 //! `queue/contract.rs`; they hold no metrics code, [`observed`] counts. An engine never blocks the traffic: an append
 //! that cannot be made durable is refused with a reason.
 
+#[cfg(test)]
+mod contract;
+mod ledger;
+mod marks;
+pub mod memory;
+pub mod observed;
+pub mod sled;
+
 use std::fmt;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
 use crate::record::Record;
+
+// Both engines count with the same ledger and recognise repetitions with the same window.
+pub(crate) use self::ledger::{Boundary, Counts, Cursor, Ledger, Loss, Passed, Progress, Totals};
+pub(crate) use self::marks::{Marks, Seen};
+
+/// The present time in Unix milliseconds; passed in so that tests can move it.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Returns the clock of the operating system.
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// What happens to an append when `max_bytes` is used up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The oldest records go, settled or not, and are counted as evicted.
+    #[default]
+    DropOldest,
+    /// New records are refused with [`AppendError::Full`].
+    DropNewest,
+}
+
+/// An engine's limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory of the queue; not used by an engine without a disk.
+    pub path: PathBuf,
+    /// Bytes on disk (in memory, for an engine without a disk). Under 16 MiB an engine on disk has little room to work.
+    pub max_bytes: u64,
+    /// Records older than this are evicted.
+    pub max_age: Duration,
+    /// What gives way when `max_bytes` is used up.
+    pub when_full: WhenFull,
+    /// Free bytes that are left to others on the volume; appends are refused below it.
+    pub headroom_bytes: u64,
+    /// Bytes of records per generation, at the most: the unit in which disk space is given back.
+    pub generation_bytes: u64,
+    /// Bytes of one encoded record.
+    pub max_record_bytes: u64,
+    /// Duplicate marks kept; the oldest are forgotten first.
+    pub mark_entries: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("./flagtap-data"),
+            max_bytes: 1 << 30,
+            max_age: Duration::from_secs(7 * 24 * 60 * 60),
+            when_full: WhenFull::DropOldest,
+            headroom_bytes: 64 << 20,
+            generation_bytes: 16 << 20,
+            max_record_bytes: 32 << 20,
+            mark_entries: 65_536,
+        }
+    }
+}
 
 /// A record's place in the log. Grows by one per record over the queue's whole life, across restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,7 +215,9 @@ pub trait Queue: Send + Sync {
     /// Returns the consumer of the destination `name`, at its durable cursor.
     ///
     /// A name seen for the first time starts at the end of the log. Opening the same name twice at once is an error
-    /// of the caller and gives `Unavailable`.
+    /// of the caller and gives `Unavailable`. Waits until the queue is open, because the note has to be right from the
+    /// first moment: call it from the destination's own task. Dropping the consumer forgets what it had returned but
+    /// not committed; the next one is given it again.
     async fn consumer(&self, name: &str) -> Result<Box<dyn Consumer>, ConsumeError>;
 
     /// Returns what the queue holds now. Cheap: no disk access.
@@ -152,6 +225,30 @@ pub trait Queue: Send + Sync {
 
     /// Makes everything durable and releases the engine's files. Later appends are refused.
     async fn close(&self);
+
+    /// Returns up to `limit` dead letters of the destination `name`, oldest first.
+    async fn dead_letters(&self, name: &str, limit: usize) -> Result<Vec<DeadLetter>, ConsumeError> {
+        let _ = (name, limit);
+        Err(not_kept())
+    }
+
+    /// Durably removes dead letters of the destination `name`, each by its position and index.
+    async fn remove_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<(), ConsumeError> {
+        let _ = (name, letters);
+        Err(not_kept())
+    }
+
+    /// Durably forgets the cursor `name` and what waits for it. Refused while the name is configured or open.
+    async fn remove_cursor(&self, name: &str) -> Result<(), ConsumeError> {
+        let _ = name;
+        Err(not_kept())
+    }
+}
+
+fn not_kept() -> ConsumeError {
+    ConsumeError::Unavailable {
+        why: "this engine does not offer it".to_owned(),
+    }
 }
 
 /// One destination's reader.
@@ -198,8 +295,14 @@ pub struct Stats {
 pub struct ConsumerStats {
     /// The destination's name.
     pub name: String,
-    /// A consumer is open. False for a cursor whose destination left the configuration.
+    /// The destination is configured, or a consumer is open. False for a cursor whose destination left the
+    /// configuration.
     pub attached: bool,
+    /// Events found waiting when the queue was opened, by environment.
+    pub recovered: Vec<(String, u64)>,
+    /// Events appended for this destination since then, by environment; also those whose caller did not wait for the
+    /// answer.
+    pub queued: Vec<(String, u64)>,
     /// Events not settled, by environment name. Events of partly settled records count as waiting.
     pub waiting: Vec<(String, u64)>,
     /// Receipt of the oldest record not settled, Unix milliseconds.

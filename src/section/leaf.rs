@@ -220,6 +220,10 @@ macro_rules! choices {
 
         impl $crate::section::Leaf for $name {
             fn expected() -> String {
+                format!("one of {}", Self::noun())
+            }
+
+            fn noun() -> String {
                 [$(concat!("`", $text, "`")),+].join(", ")
             }
 

@@ -1,0 +1,154 @@
+//! Counts what a queue does: a decorator around any engine, so that engines hold no metrics code.
+//!
+//! Appends are timed as they happen; everything else is sampled from [`Stats`], once a second and before each scrape.
+//! Counters are the engine's own numbers: a missed sample loses nothing, and an append whose caller hung up before the
+//! answer is counted like any other.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use crate::metrics::{self, Metrics};
+use crate::queue::{
+    AppendError, Appended, Clock, ConsumeError, Consumer, ConsumerStats, DeadLetter, Entry, Position, Queue, Stats,
+};
+
+/// A queue whose doings are counted.
+pub struct Observed {
+    inner: Arc<dyn Queue>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// Labels of gauges that were set, so that they go back to 0 when the engine has nothing more to say of them.
+    shown: Mutex<Shown>,
+}
+
+#[derive(Default)]
+struct Shown {
+    waiting: BTreeSet<(String, String)>,
+    dead: BTreeSet<String>,
+}
+
+impl Observed {
+    /// Returns a queue that does what `inner` does and counts it.
+    pub fn new(inner: Arc<dyn Queue>, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self {
+            inner,
+            metrics,
+            clock,
+            shown: Mutex::default(),
+        }
+    }
+
+    /// Sets every metric that is a state of the queue. Cheap: no disk access.
+    pub fn sample(&self) {
+        let stats = self.inner.stats();
+        let metrics = &self.metrics;
+        let available = if stats.unavailable.is_none() { 1.0 } else { 0.0 };
+        metrics.gauge(&metrics::QUEUE_AVAILABLE, &[]).set(available);
+        metrics.gauge(&metrics::QUEUE_BYTES, &[]).set(stats.bytes as f64);
+        metrics
+            .counter(&metrics::QUEUE_CORRUPT_RECORDS, &[])
+            .absolute(stats.corrupt_records);
+        metrics
+            .counter(&metrics::QUEUE_QUARANTINED, &[])
+            .absolute(stats.quarantined);
+        self.reset_gauges(&stats);
+        for (name, letters) in &stats.dead_letters {
+            metrics
+                .gauge(&metrics::QUEUE_DEAD_LETTERS, &[name])
+                .set(*letters as f64);
+        }
+        let unconfigured = stats.consumers.iter().filter(|consumer| !consumer.attached).count();
+        metrics
+            .gauge(&metrics::QUEUE_UNCONFIGURED_CURSORS, &[])
+            .set(unconfigured as f64);
+        let now_ms = (self.clock)();
+        for consumer in &stats.consumers {
+            let name = consumer.name.as_str();
+            let age_ms = consumer.oldest_waiting_ms.map_or(0, |ms| now_ms.saturating_sub(ms));
+            metrics
+                .gauge(&metrics::DESTINATION_OLDEST_WAITING, &[name])
+                .set(age_ms as f64 / 1000.0);
+            for (definition, counts) in [
+                (&metrics::DESTINATION_RECOVERED, &consumer.recovered),
+                (&metrics::DESTINATION_QUEUED, &consumer.queued),
+                (&metrics::DESTINATION_EVICTED, &consumer.evicted),
+                (&metrics::DESTINATION_CORRUPT, &consumer.corrupt),
+            ] {
+                for (environment, events) in counts {
+                    metrics.counter(definition, &[environment, name]).absolute(*events);
+                }
+            }
+            for (environment, events) in &consumer.waiting {
+                let gauge = metrics.gauge(&metrics::DESTINATION_WAITING, &[environment, name]);
+                gauge.set(*events as f64);
+            }
+        }
+    }
+
+    fn reset_gauges(&self, stats: &Stats) {
+        let now = Shown {
+            dead: stats.dead_letters.iter().map(|(name, _)| name.clone()).collect(),
+            waiting: waiting(stats).collect(),
+        };
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in shown.dead.difference(&now.dead) {
+            self.metrics.gauge(&metrics::QUEUE_DEAD_LETTERS, &[name]).set(0.0);
+        }
+        for (environment, name) in shown.waiting.difference(&now.waiting) {
+            let labels = [environment.as_str(), name.as_str()];
+            self.metrics.gauge(&metrics::DESTINATION_WAITING, &labels).set(0.0);
+        }
+        *shown = now;
+    }
+}
+
+fn waiting(stats: &Stats) -> impl Iterator<Item = (String, String)> {
+    let of = |consumer: &ConsumerStats| {
+        let name = consumer.name.clone();
+        let environments = consumer.waiting.clone().into_iter();
+        environments.map(move |(environment, _)| (environment, name.clone()))
+    };
+    stats.consumers.iter().flat_map(of)
+}
+
+#[async_trait]
+impl Queue for Observed {
+    async fn append(&self, entry: Entry) -> Result<Appended, AppendError> {
+        let start = Instant::now();
+        let outcome = self.inner.append(entry).await;
+        if let Ok(Appended::Stored(_)) = outcome {
+            let seconds = start.elapsed().as_secs_f64();
+            self.metrics
+                .histogram(&metrics::QUEUE_APPEND_SECONDS, &[])
+                .record(seconds);
+        }
+        outcome
+    }
+
+    async fn consumer(&self, name: &str) -> Result<Box<dyn Consumer>, ConsumeError> {
+        self.inner.consumer(name).await
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+
+    async fn dead_letters(&self, name: &str, limit: usize) -> Result<Vec<DeadLetter>, ConsumeError> {
+        self.inner.dead_letters(name, limit).await
+    }
+
+    async fn remove_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<(), ConsumeError> {
+        self.inner.remove_dead_letters(name, letters).await
+    }
+
+    async fn remove_cursor(&self, name: &str) -> Result<(), ConsumeError> {
+        self.inner.remove_cursor(name).await
+    }
+}

@@ -1,0 +1,278 @@
+//! What leaves the disk, and what is not let onto it: settled generations, `max_bytes`, `max_age`, the volume's headroom.
+//!
+//! Space is given back by whole generations only. Every event that a limit removes before it was settled is counted, for
+//! each destination and environment, before its generation goes.
+
+use std::sync::Arc;
+
+use tracing::{error, warn};
+
+use super::directory::disk_bytes;
+use super::store::{Round, Store};
+use crate::queue::{AppendError, Boundary, ConsumeError, Loss, WhenFull};
+
+/// Bytes on disk per byte written, at the most, once sled has rewritten its leaves.
+const AMPLIFICATION: u64 = 3;
+
+impl Store {
+    /// Returns why a round may not grow to `pending` bytes.
+    pub(super) fn refusal(&self, pending: u64) -> Option<AppendError> {
+        let settings = &self.shared.settings;
+        let growth = pending.saturating_mul(AMPLIFICATION);
+        if let Ok(free) = self.directory.free_bytes()
+            && free < settings.headroom_bytes.saturating_add(growth)
+        {
+            let headroom = settings.headroom_bytes;
+            self.refuse(Some(format!(
+                "volume has {free} bytes free, less than the headroom of {headroom} bytes"
+            )));
+            return Some(AppendError::NoSpace { free, headroom });
+        }
+        let (bytes, limit) = (self.shared.lock().bytes(), settings.max_bytes);
+        if settings.when_full == WhenFull::DropNewest && bytes.saturating_add(growth) > limit {
+            self.refuse(Some(format!("queue is full ({bytes} of {limit} bytes on disk)")));
+            return Some(AppendError::Full { bytes, limit });
+        }
+        None
+    }
+
+    /// Keeps the house in order: once a second, and after rounds that wrote much.
+    pub(super) fn tidy(&mut self) {
+        self.recover();
+        if self.current.is_some() {
+            // A caller that ran out of patience may have said otherwise; the writer is here.
+            self.shared.lock().unavailable = None;
+        }
+        // What readers stepped over is not worth a write of its own, but must not be forgotten for long.
+        self.finish(Round::default());
+        self.rotate_settled();
+        self.sweep();
+        self.measure();
+        self.evict_old();
+        self.evict_over_budget();
+        let refused = self.shared.lock().refusing.is_some();
+        if refused && self.refusal(1).is_none() {
+            self.refuse(None);
+        }
+    }
+
+    /// Removes every generation that no destination needs any more.
+    pub(super) fn sweep(&mut self) {
+        let settled: Vec<u64> = {
+            let state = self.shared.lock();
+            let following = state.generations.iter().skip(1);
+            let pairs = state.generations.iter().zip(following);
+            pairs
+                .filter(|((_, part), (next, following))| {
+                    !state
+                        .ledger
+                        .needs(&part.start.totals, (**next, &following.start.totals))
+                })
+                .map(|((first, _), _)| *first)
+                .collect()
+        };
+        for first in settled {
+            self.remove(first);
+        }
+    }
+
+    /// Evicts the oldest generations while the queue takes more than `max_bytes`.
+    pub(super) fn evict_over_budget(&mut self) {
+        let limit = self.shared.settings.max_bytes;
+        let mut rotated = false;
+        while self.shared.lock().bytes() > limit {
+            // What was set aside is lost to the destinations already.
+            match self.directory.remove_oldest_quarantined() {
+                Ok(true) => {
+                    warn!("removed a part of the queue from the quarantine to stay below max_bytes");
+                    self.measure();
+                    continue;
+                }
+                Ok(false) => {}
+                Err(error) => warn!(%error, "cannot remove from the quarantine"),
+            }
+            if self.shared.settings.when_full == WhenFull::DropNewest {
+                return;
+            }
+            if !self.evict_oldest("max_bytes") {
+                let holds_records = self.current.as_ref().is_some_and(|current| current.payload > 0);
+                if rotated || !holds_records || self.rotate().is_err() {
+                    return;
+                }
+                rotated = true;
+            }
+        }
+    }
+
+    /// Moves a generation that cannot be read aside. What it held is lost, and counted.
+    pub(super) fn quarantine(&mut self, first: u64, why: &str) -> Result<(), ConsumeError> {
+        let is_newest = self.current.as_ref().is_some_and(|current| current.first == first);
+        if is_newest {
+            self.rotate().map_err(|why| ConsumeError::Unavailable { why })?;
+        }
+        let Some(slot) = self
+            .shared
+            .lock()
+            .generations
+            .get(&first)
+            .map(|part| Arc::clone(&part.slot))
+        else {
+            return Ok(());
+        };
+        slot.retire(true);
+        let place = self.directory.quarantine(first).map_err(|error| {
+            slot.retire(false);
+            ConsumeError::Unavailable {
+                why: format!("cannot set a damaged generation aside: {error}"),
+            }
+        })?;
+        let readers = {
+            let mut state = self.shared.lock();
+            let part = state.generations.remove(&first);
+            let end = part.and_then(|part| part.end).unwrap_or(first);
+            state.ledger.lose_records(first..end);
+            state.quarantined += 1;
+            state.take_readers(first)
+        };
+        drop(readers);
+        error!(error = why, place = %place.display(), "a part of the queue is damaged and was set aside");
+        self.step_over(first, Loss::Corrupt);
+        self.measure();
+        self.shared.changed();
+        Ok(())
+    }
+
+    /// Looks at what the disk really holds.
+    pub(super) fn measure(&mut self) {
+        let other_bytes = self.directory.quarantined_bytes() + self.dead_letters.disk_bytes();
+        let firsts: Vec<u64> = self.shared.lock().generations.keys().copied().collect();
+        let sizes: Vec<(u64, u64)> = firsts
+            .into_iter()
+            .map(|first| (first, disk_bytes(&self.directory.generation(first))))
+            .collect();
+        let mut state = self.shared.lock();
+        state.other_bytes = other_bytes;
+        for (first, bytes) in sizes {
+            if let Some(part) = state.generations.get_mut(&first) {
+                part.bytes = bytes;
+            }
+        }
+    }
+
+    /// Rotates a newest generation that is settled but large, so that an idle queue takes little space.
+    fn rotate_settled(&mut self) {
+        let Some(current) = &self.current else {
+            return;
+        };
+        let settled = {
+            let state = self.shared.lock();
+            let end = (state.ledger.tail, state.ledger.totals());
+            let part = state.generations.get(&current.first);
+            part.is_some_and(|part| !state.ledger.needs(&part.start.totals, end))
+        };
+        if settled && current.payload > self.generation_bytes() / 4 {
+            // A failure is dealt with where it happens.
+            let _ = self.rotate();
+        }
+    }
+
+    fn evict_old(&mut self) {
+        let max_age = u64::try_from(self.shared.settings.max_age.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = self.shared.now_ms();
+        if let Some(current) = &self.current {
+            let newest_ms = self.shared.lock().ledger.newest_ms;
+            let is_old = newest_ms.saturating_add(max_age) < now_ms;
+            // Eight generations per `max_age` at the least, so that what is evicted is hardly younger than it.
+            let has_lived = current.created_ms.saturating_add(max_age / 8) < now_ms;
+            if current.payload > 0 && (is_old || has_lived) && self.holds_records() && self.rotate().is_err() {
+                return;
+            }
+        }
+        loop {
+            let newest_of_oldest = {
+                let state = self.shared.lock();
+                state
+                    .generations
+                    .values()
+                    .nth(1)
+                    .map(|following| following.start.newest_ms)
+            };
+            if newest_of_oldest.is_none_or(|ms| ms.saturating_add(max_age) >= now_ms) || !self.evict_oldest("max_age") {
+                return;
+            }
+        }
+    }
+
+    fn holds_records(&self) -> bool {
+        let tail = self.shared.lock().ledger.tail;
+        self.current.as_ref().is_some_and(|current| tail > current.first)
+    }
+
+    /// Evicts the oldest generation. Returns false if it is the newest too.
+    fn evict_oldest(&mut self, limit: &str) -> bool {
+        let oldest = {
+            let state = self.shared.lock();
+            if state.generations.len() < 2 {
+                return false;
+            }
+            state.generations.first_key_value().map(|(first, _)| *first)
+        };
+        let Some(first) = oldest else {
+            return false;
+        };
+        let lost = self.step_over(first, Loss::Evicted);
+        if lost > 0 {
+            error!(
+                limit,
+                events = lost,
+                "the queue dropped its oldest events, which were not delivered"
+            );
+        }
+        self.shared.changed();
+        self.remove(first)
+    }
+
+    /// Moves every reader that is in or before the generation `first` (before: only for an eviction) behind it. Returns
+    /// how many events this cost.
+    fn step_over(&mut self, first: u64, loss: Loss) -> u64 {
+        let mut state = self.shared.lock();
+        let Some((&position, following)) = state.generations.range(first + 1..).next() else {
+            return 0;
+        };
+        let totals = following.start.totals.clone();
+        let mut lost = 0;
+        for name in state.ledger.names() {
+            // A reader that is further back meets the gap, and counts it, when it gets there.
+            let lags = loss == Loss::Corrupt && state.ledger.next(&name).is_some_and(|next| next < first);
+            if !lags {
+                let counts = totals.of(&name);
+                lost += state.ledger.reach(&name, &Boundary { position, counts }, loss);
+            }
+        }
+        lost
+    }
+
+    fn remove(&mut self, first: u64) -> bool {
+        let (part, readers) = {
+            let mut state = self.shared.lock();
+            (state.generations.remove(&first), state.take_readers(first))
+        };
+        if let Some(part) = part {
+            part.slot.retire(true);
+        }
+        // An idle reader would keep the files, and their space, for as long as nothing new comes.
+        drop(readers);
+        if let Err(error) = self.directory.remove(first) {
+            error!(%error, generation = first, "cannot remove a generation of the queue");
+        }
+        let mut state = self.shared.lock();
+        if let Some(oldest) = state.generations.first_key_value().map(|(first, _)| *first) {
+            state.ledger.forget_corrupt(oldest);
+        }
+        true
+    }
+
+    fn refuse(&self, why: Option<String>) {
+        self.shared.lock().refusing = why;
+    }
+}

@@ -1,0 +1,373 @@
+//! The writer's side of the queue: one write per round for everything that is pending, and the change of generations.
+//!
+//! Positions are given here, so that none can land behind a generation's end. A write that fails costs its generation the
+//! role of the newest: nothing of it was acknowledged, and the next write goes to a new one.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use super::dead_letters::DeadLetters;
+use super::directory::Directory;
+use super::generation::{Failure, Generation, Slot, Start};
+use super::layout::{self, Writes};
+use super::{Part, Reply, Shared, unavailable};
+use crate::queue::{AppendError, Appended, ConsumeError, Entry, Marks, Position, Seen};
+use crate::record::codec::{self, EncodeError, Encoder, Header};
+
+/// How long to leave the disk alone after a failed write.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Store {
+    pub(super) shared: Arc<Shared>,
+    pub(super) directory: Directory,
+    pub(super) current: Option<Current>,
+    /// New generations begin here or later: a damaged one may have held records up to it.
+    pub(super) floor: u64,
+    pub(super) retry_at: Instant,
+    pub(super) marks: Marks,
+    pub(super) encoder: Encoder,
+    pub(super) dead_letters: DeadLetters,
+}
+
+/// The newest generation.
+pub(super) struct Current {
+    pub(super) first: u64,
+    pub(super) created_ms: u64,
+    pub(super) payload: u64,
+    pub(super) next_block: u32,
+    pub(super) generation: Arc<Generation>,
+}
+
+/// One round's work, and who waits for it.
+#[derive(Default)]
+pub(super) struct Round {
+    records: Vec<Staged>,
+    duplicates: Vec<oneshot::Sender<Result<Appended, AppendError>>>,
+    commits: Vec<Reply<()>>,
+    removed: Vec<String>,
+    writes: Writes,
+}
+
+struct Staged {
+    header: Header,
+    seen: Seen,
+    reply: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+impl Round {
+    pub(super) fn bytes(&self) -> u64 {
+        self.writes.bytes
+    }
+
+    /// Answers `reply` when the round is durable.
+    pub(super) fn commit(&mut self, reply: Reply<()>) {
+        self.commits.push(reply);
+    }
+
+    /// Takes a cursor away, and answers when that is durable.
+    pub(super) fn remove_cursor(&mut self, name: String, reply: Reply<()>) {
+        self.writes.remove_cursor(&name);
+        self.removed.push(name);
+        self.commits.push(reply);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.duplicates.is_empty() && self.commits.is_empty()
+    }
+
+    /// Tells everybody that nothing was done.
+    fn fail(self, marks: &mut Marks, why: &str) {
+        for staged in self.records {
+            marks.withdraw(&staged.seen);
+            let _ = staged.reply.send(Err(unavailable(why)));
+        }
+        for reply in self.duplicates {
+            let _ = reply.send(Err(unavailable(why)));
+        }
+        for reply in self.commits {
+            let _ = reply.send(Err(ConsumeError::Unavailable { why: why.to_owned() }));
+        }
+    }
+}
+
+impl Store {
+    /// Returns the bytes of records that one generation takes: less if `max_bytes` is small, so that an eviction takes about an
+    /// eighth of it (what is written takes up to three times its size on disk).
+    pub(super) fn generation_bytes(&self) -> u64 {
+        let settings = &self.shared.settings;
+        settings.generation_bytes.min((settings.max_bytes / 24).max(1 << 20))
+    }
+
+    /// Takes a record into the round, or answers at once.
+    pub(super) fn append(
+        &mut self,
+        round: &mut Round,
+        entry: &Entry,
+        reply: oneshot::Sender<Result<Appended, AppendError>>,
+    ) {
+        let now_ms = self.shared.now_ms();
+        if self.marks.contains(&entry.mark.key, now_ms) {
+            // The first sight may be in this very round: then its fate is the repetition's.
+            if round.records.iter().any(|staged| staged.seen.key == entry.mark.key) {
+                round.duplicates.push(reply);
+            } else {
+                let _ = reply.send(Ok(Appended::Duplicate));
+            }
+            return;
+        }
+        let limit = self.shared.settings.max_record_bytes;
+        let (encoded, header) = match self.encode(entry, limit) {
+            Ok(encoded) => encoded,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if let Some(error) = self.refusal(round.bytes() + encoded.len() as u64) {
+            return drop(reply.send(Err(error)));
+        }
+        let position = self.shared.lock().ledger.tail + round.records.len() as u64;
+        round.writes.record(position, &encoded);
+        let seen = self.marks.insert(&entry.mark, now_ms);
+        round.records.push(Staged { header, seen, reply });
+    }
+
+    /// Makes the round durable and answers everybody.
+    pub(super) fn finish(&mut self, mut round: Round) {
+        let mut dirty = self.shared.lock().ledger.dirty();
+        dirty.retain(|name| !round.removed.contains(name));
+        if round.is_empty() && dirty.is_empty() {
+            return;
+        }
+        let Some(current) = &mut self.current else {
+            let why = self.why_unavailable();
+            return round.fail(&mut self.marks, &why);
+        };
+        let seen: Vec<Seen> = round.records.iter().map(|staged| staged.seen).collect();
+        let next_block = round.writes.marks(current.next_block, &seen);
+        let state = {
+            let state = self.shared.lock();
+            let ledger = &state.ledger;
+            for name in &dirty {
+                if let Some(cursor) = ledger.cursor(name) {
+                    round.writes.cursor(name, &cursor);
+                }
+            }
+            let mut after = layout::State {
+                tail: ledger.tail + round.records.len() as u64,
+                newest_ms: ledger.newest_ms,
+                payload: current.payload + round.writes.bytes,
+                totals: ledger.totals().clone(),
+                oldest_ms: ledger.oldest_ms(),
+            };
+            for Staged { header, .. } in &round.records {
+                after.totals.add(header);
+                after.newest_ms = after.newest_ms.max(header.received_ms);
+                for name in &header.destinations {
+                    if !after.oldest_ms.iter().any(|(known, _)| known == name) {
+                        after.oldest_ms.push((name.clone(), header.received_ms));
+                    }
+                }
+            }
+            after
+        };
+        round.writes.state(&state);
+        if let Err(failure) = current.generation.write(std::mem::take(&mut round.writes)) {
+            let why = failure.to_string();
+            self.abandon(&why);
+            return round.fail(&mut self.marks, &why);
+        }
+        current.payload = state.payload;
+        current.next_block = next_block;
+        let (first, bytes) = (current.first, current.generation.disk_bytes());
+        let position = {
+            let mut state = self.shared.lock();
+            // A caller that ran out of patience may have said otherwise.
+            state.unavailable = None;
+            let position = state.ledger.tail;
+            for staged in &round.records {
+                state.ledger.append(&staged.header);
+            }
+            state.ledger.written(&dirty);
+            for name in &round.removed {
+                state.ledger.remove(name);
+            }
+            if let Some(part) = state.generations.get_mut(&first) {
+                part.bytes = bytes;
+            }
+            position
+        };
+        if !round.records.is_empty() {
+            self.shared.changed();
+        }
+        for (position, staged) in (position..).zip(round.records) {
+            let _ = staged.reply.send(Ok(Appended::Stored(Position(position))));
+        }
+        for reply in round.duplicates {
+            let _ = reply.send(Ok(Appended::Duplicate));
+        }
+        for reply in round.commits {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Begins a new generation if the newest one is full, or if there is none.
+    pub(super) fn ensure_current(&mut self) -> Result<(), String> {
+        match &self.current {
+            Some(current) if current.payload < self.generation_bytes() => Ok(()),
+            Some(_) => self.rotate(),
+            None if Instant::now() < self.retry_at => Err(self.why_unavailable()),
+            None => self.rotate(),
+        }
+    }
+
+    /// Begins a new generation and carries over what must not go with an old one: cursors, notes, marks, totals.
+    pub(super) fn rotate(&mut self) -> Result<(), String> {
+        let outcome = self.begin_generation();
+        if let Err(failure) = &outcome {
+            self.abandon(&failure.to_string());
+        }
+        outcome.map_err(|failure| failure.to_string())
+    }
+
+    fn begin_generation(&mut self) -> Result<(), Failure> {
+        let now_ms = self.shared.now_ms();
+        let (mut start, names) = {
+            let state = self.shared.lock();
+            let first = state.ledger.tail.max(self.floor);
+            let start = Start {
+                first,
+                previous_first: state.generations.last_key_value().map_or(first, |(first, _)| *first),
+                previous_end: state.ledger.tail,
+                newest_ms: state.ledger.newest_ms,
+                created_ms: now_ms,
+                totals: state.ledger.totals().clone(),
+            };
+            (start, state.ledger.names())
+        };
+        // A generation whose first write failed stands here; a position less costs nothing.
+        while self.directory.generation(start.first).exists() {
+            start.first += 1;
+        }
+        let mut writes = Writes::default();
+        let marks: Vec<Seen> = self.marks.live(now_ms).collect();
+        let next_block = writes.marks(0, &marks);
+        let mut state = layout::State {
+            tail: start.first,
+            newest_ms: start.newest_ms,
+            payload: 0,
+            totals: start.totals.clone(),
+            oldest_ms: Vec::new(),
+        };
+        {
+            let shared = self.shared.lock();
+            for name in &names {
+                if let Some(cursor) = shared.ledger.cursor(name) {
+                    writes.cursor(name, &cursor);
+                }
+            }
+            state.oldest_ms = shared.ledger.oldest_ms();
+        }
+        // What is carried over does not count as payload: many marks must not fill a generation.
+        writes.state(&state);
+        let generation = Arc::new(self.create(&start, writes)?);
+        let path = self.directory.generation(start.first);
+        let mut shared = self.shared.lock();
+        let newest = shared.generations.values_mut().next_back();
+        if let Some(part) = newest.filter(|part| part.end.is_none()) {
+            part.end = Some(start.previous_end);
+        }
+        shared.ledger.tail = start.first;
+        shared.ledger.written(&names);
+        shared.unavailable = None;
+        let part = Part {
+            slot: Slot::opened(path, &generation),
+            end: None,
+            bytes: generation.disk_bytes(),
+            start: start.clone(),
+        };
+        shared.generations.insert(start.first, part);
+        drop(shared);
+        let before = self.current.replace(Current {
+            first: start.first,
+            created_ms: now_ms,
+            payload: 0,
+            next_block,
+            generation,
+        });
+        drop(before);
+        self.measure();
+        Ok(())
+    }
+
+    /// Makes a generation with its first write, or leaves nothing behind.
+    fn create(&self, start: &Start, writes: Writes) -> Result<Generation, Failure> {
+        let path = self.directory.generation(start.first);
+        let created = Generation::create(&path, start).and_then(|generation| match generation.write(writes) {
+            Ok(()) => Ok(generation),
+            Err(failure) => {
+                close_aside(generation);
+                Err(failure)
+            }
+        });
+        let synced = |generation| match self.directory.sync_generations() {
+            Ok(()) => Ok(generation),
+            Err(error) => Err(Failure::Passing(error.to_string())),
+        };
+        let created = created.and_then(synced);
+        if created.is_err() {
+            // Best effort: what stays is recognised as never used when the queue is opened.
+            let _ = self.directory.remove(start.first);
+        }
+        created
+    }
+
+    /// Gives the newest generation up after a failed write. Its acknowledged records stay readable.
+    fn abandon(&mut self, why: &str) {
+        error!(error = why, "the queue cannot write, and tries again");
+        let mut state = self.shared.lock();
+        state.unavailable = Some(why.to_owned());
+        let tail = state.ledger.tail;
+        if let Some(current) = self.current.take() {
+            if let Some(part) = state.generations.get_mut(&current.first) {
+                part.end = Some(tail);
+            }
+            drop(state);
+            close_aside(current.generation);
+        }
+        self.retry_at = Instant::now() + RETRY;
+    }
+
+    /// Tries to write again once it was left alone for a while.
+    pub(super) fn recover(&mut self) {
+        if self.current.is_none() && Instant::now() >= self.retry_at && self.rotate().is_ok() {
+            info!("the queue can write again");
+        }
+    }
+
+    pub(super) fn why_unavailable(&self) -> String {
+        let why = self.shared.lock().unavailable.clone();
+        why.unwrap_or_else(|| "the last write failed".to_owned())
+    }
+
+    fn encode(&mut self, entry: &Entry, limit: u64) -> Result<(Vec<u8>, Header), AppendError> {
+        let encoded = self.encoder.encode(&entry.record).map_err(|error| match error {
+            EncodeError::TooLarge { bytes } => AppendError::TooLarge { bytes, limit },
+            EncodeError::Compress(error) => unavailable(&error.to_string()),
+        })?;
+        let bytes = encoded.len() as u64;
+        if bytes > limit {
+            return Err(AppendError::TooLarge { bytes, limit });
+        }
+        let header = codec::peek(&encoded).map_err(|error| unavailable(&error.to_string()))?;
+        Ok((encoded, header))
+    }
+}
+
+/// sled may hang as it closes a database it could not write; that must not take the writer along.
+fn close_aside(generation: impl Send + 'static) {
+    let closer = thread::Builder::new().name("queue-closer".to_owned());
+    // Without a thread it is closed here, as the closure is dropped.
+    let _ = closer.spawn(move || drop(generation));
+}
