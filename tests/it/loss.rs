@@ -233,6 +233,45 @@ fn what_is_no_batch_passes_and_is_counted() {
     assert!(setup.exported().is_empty());
 }
 
+/// Scenario: the queue's path is a file, so that the queue can never open.
+/// Guarantees: traffic passes; that nothing is kept is in the log as an ERROR, in the metrics and with each batch counted.
+#[test]
+fn a_queue_that_cannot_open_turns_the_copy_off_and_not_the_traffic() {
+    let upstream = Upstream::accepting();
+    let setup = Setup::new(upstream.address());
+    std::fs::write(setup.queue(), b"not a directory").unwrap();
+    let mut relay = Relay::start(&setup);
+    relay.tolerate("the queue");
+    assert_eq!(relay.post("unkept", &json!([marked("unkept")])).status, 202);
+    let metrics = relay.settle();
+    assert_eq!(metrics.sum("flagtap_queue_available", &[]), 0.0);
+    assert_eq!(
+        metrics.sum("flagtap_events_not_teed_total", &[("reason", "queue_unavailable")]),
+        1.0
+    );
+    eventually("an ERROR about the queue", || {
+        relay.log_text().contains("the queue is not available").then_some(())
+    });
+    relay.stop();
+    assert_eq!(upstream.count(), 1);
+}
+
+/// Scenario: the same, with `tee.on_failure: refuse`.
+/// Guarantees: the SDK gets a 503, after which it sends the batch again; never a 4xx, after which it would stop.
+#[test]
+fn refuse_answers_503_when_nothing_can_be_kept() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    setup.config["tee"] = json!({ "on_failure": "refuse" });
+    std::fs::write(setup.queue(), b"not a directory").unwrap();
+    let mut relay = Relay::start(&setup);
+    relay.tolerate("the queue");
+    let response = relay.post("refused", &json!([marked("refused")]));
+    assert_eq!(response.status, 503);
+    assert!(response.headers.get("x-flagtap-error").is_some() && response.headers.get("date").is_some());
+    relay.stop();
+}
+
 /// Scenario: SIGTERM arrives; the application sends its last flush afterwards, as in a sidecar.
 /// Guarantees: the flush is answered and exported before the relay ends with success.
 #[test]

@@ -74,6 +74,11 @@ impl Setup {
         export::read_lines(&self.folder.path().join("export"))
     }
 
+    /// Returns where the queue is to be.
+    pub(crate) fn queue(&self) -> PathBuf {
+        self.folder.path().join("queue")
+    }
+
     /// Returns the configuration file's path after writing it.
     pub(crate) fn write(&self) -> PathBuf {
         let path = self.folder.path().join("config.yaml");
