@@ -44,6 +44,11 @@ pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     passed
 }
 
+/// Returns true if some header would stay behind.
+pub(super) fn any(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| FIXED.contains(name))
+}
+
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     headers
         .get_all(CONNECTION)

@@ -133,9 +133,13 @@ impl Upstream {
 // hyper refuses a smaller read buffer.
 const MIN_BUFFER: usize = 8192;
 
-fn noted(answer: Response<Incoming>) -> Response<Incoming> {
+fn noted(mut answer: Response<Incoming>) -> Response<Incoming> {
     if let Some(answers) = answer.extensions().get::<Answers>() {
         answers.note();
+    }
+    // Few answers have any, and a copy of the headers costs more than a look.
+    if hop_by_hop::any(answer.headers()) {
+        *answer.headers_mut() = hop_by_hop::passed_on(answer.headers());
     }
     answer
 }

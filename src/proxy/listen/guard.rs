@@ -1,4 +1,5 @@
-//! Bounds on one client connection: how long a request's head may take and how long the connection may idle.
+//! Bounds on one client connection: how long a request's head may take, how long the connection may idle, and how
+//! long an answer may wait to be taken.
 //!
 //! A wrapper around the connection's reads, because hyper's own header timeout also runs while a kept-alive
 //! connection waits for its next request: SDKs flush every 5 to 30 seconds and would find their connection closed.
@@ -47,7 +48,7 @@ pub(super) struct Patience {
     pub(super) idle: Duration,
 }
 
-/// A client connection that ends its reads with `TimedOut` when the client has used up the patience.
+/// A client connection that ends its reads and writes with `TimedOut` when the client has used up the patience.
 pub(super) struct Guarded<S> {
     inner: S,
     activity: Arc<Activity>,
@@ -57,6 +58,8 @@ pub(super) struct Guarded<S> {
     seen: u64,
     deadline: Option<Instant>,
     waiting: Waiting,
+    /// Runs while the client does not take what is written.
+    stuck: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,21 @@ impl<S> Guarded<S> {
             seen: 0,
             deadline: None,
             waiting: Waiting::FirstByte,
+            stuck: None,
+        }
+    }
+
+    /// Bounds how long a client may leave an answer untaken: a stream may be silent for hours, but not full for minutes.
+    fn written<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stuck = None;
+            return outcome;
+        }
+        let patience = self.patience.idle;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        match stuck.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => outcome,
         }
     }
 
@@ -158,11 +176,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let outcome = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.written(cx, outcome)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let outcome = Pin::new(&mut self.inner).poll_flush(cx);
+        self.written(cx, outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -178,7 +198,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let outcome = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.written(cx, outcome)
     }
 }
 
@@ -230,6 +251,16 @@ mod tests {
         drop(request);
         let start = Instant::now();
         let error = guarded.read(&mut buf).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed().as_secs(), 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (_client, server) = duplex(8);
+        let mut guarded = Guarded::new(server, Arc::new(Activity::default()), PATIENCE);
+        let start = Instant::now();
+        let error = guarded.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(start.elapsed().as_secs(), 120);
     }
