@@ -152,3 +152,79 @@ impl Queue for Observed {
         self.inner.remove_cursor(name).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::queue::contract::{LAKE, Rig, commit, consumer, letter, store, take};
+    use crate::queue::memory::MemoryQueue;
+    use crate::queue::{Position, Settings};
+
+    async fn observed(settings: Settings) -> (Rig, Arc<Observed>, Arc<dyn Queue>, Arc<Metrics>) {
+        let mut rig =
+            Rig::new(|settings, destinations, clock| Arc::new(MemoryQueue::start(settings, destinations, clock)));
+        rig.settings = settings;
+        let metrics = Arc::new(Metrics::new());
+        let now_ms = rig.now_ms() + 4000;
+        let clock: Clock = Arc::new(move || now_ms);
+        let observed = Arc::new(Observed::new(rig.open().await, Arc::clone(&metrics), clock));
+        let queue: Arc<dyn Queue> = Arc::clone(&observed) as Arc<dyn Queue>;
+        (rig, observed, queue, metrics)
+    }
+
+    fn value(metrics: &Metrics, line: &str) -> Option<f64> {
+        let text = metrics.render();
+        let found = text.lines().find_map(|candidate| candidate.strip_prefix(line))?;
+        found.trim().parse().ok()
+    }
+
+    #[tokio::test]
+    async fn what_waits_goes_back_to_zero() {
+        let (rig, observed, queue, metrics) = observed(Settings::default()).await;
+        let waiting = "flagtap_destination_events_waiting{environment=\"a\",destination=\"lake\"}";
+        let oldest = "flagtap_destination_oldest_waiting_seconds{destination=\"lake\"}";
+        let queued = "flagtap_destination_events_queued_total{environment=\"a\",destination=\"lake\"}";
+        let mut lake = consumer(&queue, LAKE).await;
+        let position = store(&queue, rig.entry("a", &[LAKE], 3)).await;
+        observed.sample();
+        assert_eq!(value(&metrics, waiting), Some(3.0));
+        assert_eq!(value(&metrics, oldest), Some(4.0));
+        take(&mut lake, 1).await;
+        commit(&mut lake, position).await;
+        observed.sample();
+        observed.sample();
+        assert_eq!(value(&metrics, waiting), Some(0.0));
+        assert_eq!(value(&metrics, oldest), Some(0.0));
+        assert_eq!(value(&metrics, queued), Some(3.0));
+        assert_eq!(value(&metrics, "flagtap_queue_append_seconds_count"), Some(1.0));
+    }
+
+    #[tokio::test]
+    async fn losses_dead_letters_and_availability_are_shown() {
+        let settings = Settings {
+            max_age: Duration::from_secs(1),
+            ..Settings::default()
+        };
+        let (rig, observed, queue, metrics) = observed(settings).await;
+        store(&queue, rig.entry("a", &[LAKE], 2)).await;
+        rig.pass(Duration::from_secs(2));
+        consumer(&queue, LAKE)
+            .await
+            .bury(vec![letter(Position(1), 0)])
+            .await
+            .unwrap();
+        observed.sample();
+        let evicted = "flagtap_destination_events_evicted_total{environment=\"a\",destination=\"lake\"}";
+        let dead = "flagtap_queue_dead_letters{destination=\"lake\"}";
+        assert_eq!(value(&metrics, evicted), Some(2.0));
+        assert_eq!(value(&metrics, dead), Some(1.0));
+        assert_eq!(value(&metrics, "flagtap_queue_available"), Some(1.0));
+        queue.remove_dead_letters(LAKE, &[(Position(1), 0)]).await.unwrap();
+        queue.close().await;
+        observed.sample();
+        assert_eq!(value(&metrics, dead), Some(0.0));
+        assert_eq!(value(&metrics, "flagtap_queue_available"), Some(0.0));
+    }
+}

@@ -5,7 +5,7 @@
 //! traffic. `generation` holds what was done so that sled keeps these promises; `layout` and `directory` document
 //! the bytes.
 //!
-//! A thread of its own does all writing and opening ([`writer`]); readers share its open generations and the state
+//! A thread of its own does all writing and opening (`writer`); readers share its open generations and the state
 //! below. Files are let go of when the queue is closed, not when it is dropped.
 
 mod consumer;
