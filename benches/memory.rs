@@ -38,8 +38,8 @@ fn loaded(dir: &std::path::Path, upstream_port: u16) {
     });
     std::thread::sleep(Duration::from_secs(3));
     show("idle", &process);
-    let script = post_script(dir, &body(), KNOWN);
-    let load = wrk(port, "/bulk", 64, 15, &script);
+    let script = post_script(dir, &body(), "/bulk", KNOWN);
+    let load = wrk(port, 64, 15, &script);
     show(
         &format!("under load: 64 connections, {:.0} teed posts/s", load.rate),
         &process,
@@ -59,8 +59,8 @@ fn backlog(dir: &std::path::Path, upstream_port: u16) {
     );
     let (process, port, telemetry) = flagtap(dir, upstream_port, &queue, &to);
     while metric(telemetry, "flagtap_queue_bytes") < BACKLOG {
-        let script = post_script(dir, &random_body(), KNOWN);
-        wrk(port, "/bulk", 64, 5, &script);
+        let script = post_script(dir, &random_body(), "/bulk", KNOWN);
+        wrk(port, 64, 5, &script);
     }
     show(
         &format!(
