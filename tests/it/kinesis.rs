@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -21,13 +22,18 @@ use crate::support::upstream::Received;
 use crate::support::{Answer, Connection, Relay, Setup, Upstream, eventually, request, tools};
 
 const STREAM: &str = "ld-events";
+/// Every fault of the cycle comes up at least three times.
+const LEAST_CALLS: usize = 3 * CYCLE;
+const CYCLE: usize = 12;
+const LEAST_BATCHES: usize = 120;
 
 struct Moto {
     child: Child,
     address: SocketAddr,
 }
 
-/// Scenario: batches are exported to Kinesis and to a file; every fault of the list happens several times.
+/// Scenario: batches are exported to Kinesis and to a file; every fault of the list happens three times or
+/// more.
 /// Guarantees: the stream holds every event, each record is the file's line byte by byte, and nothing that Kinesis
 /// acknowledged and the relay heard of is sent again.
 #[test]
@@ -44,7 +50,8 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
     // Event ids that the relay was told are stored, and those it could not know of.
     let acknowledged = Arc::new(Mutex::new(BTreeMap::<String, usize>::new()));
     let unheard = Arc::new(Mutex::new(BTreeSet::<String>::new()));
-    let proxy = faulty_proxy(moto.address, acknowledged.clone(), unheard.clone());
+    let calls = Arc::new(AtomicUsize::new(0));
+    let proxy = faulty_proxy(moto.address, calls.clone(), acknowledged.clone(), unheard.clone());
 
     let upstream = Upstream::accepting();
     let mut setup = Setup::new(upstream.address());
@@ -63,14 +70,20 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
         .variables
         .push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
     let relay = Relay::start(&setup);
-    for batch in 0..120 {
-        let events: Value = (0..10).map(|index| marked(&format!("k-{batch}-{index} ☃ é"))).collect();
-        assert_eq!(relay.post(&format!("kinesis-{batch}"), &events).status, 202);
+    let mut batches = 0;
+    while batches < LEAST_BATCHES || calls.load(Ordering::SeqCst) < LEAST_CALLS {
+        assert!(batches < 5_000, "the relay made only {calls:?} calls");
+        let events: Value = (0..10)
+            .map(|index| marked(&format!("k-{batches}-{index} ☃ é")))
+            .collect();
+        assert_eq!(relay.post(&format!("kinesis-{batches}"), &events).status, 202);
+        batches += 1;
     }
+    let total = 10 * batches;
     let metrics = relay.settle();
     assert_eq!(
         metrics.sum("flagtap_destination_events_delivered_total", &[("destination", "lake")]),
-        1_200.0
+        total as f64
     );
     assert_eq!(metrics.sum("flagtap_destination_events_dead_total", &[]), 0.0);
     relay.stop();
@@ -79,7 +92,7 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
     let expected: BTreeSet<String> = lines.iter().cloned().collect();
     let records = moto.read_all();
     let stored: BTreeSet<String> = records.iter().cloned().collect();
-    assert_eq!(lines.len(), 1_200);
+    assert_eq!(lines.len(), total);
     assert!(
         stored == expected,
         "the records differ from the file's lines: {:?}",
@@ -88,23 +101,23 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
     let acknowledged = acknowledged.lock().unwrap();
     let again: Vec<_> = acknowledged.iter().filter(|(_, count)| **count > 1).collect();
     println!(
-        "{} records for 1200 events; {} were stored without the relay hearing of it",
+        "{calls:?} calls, {} records for {total} events; {} were stored without the relay hearing of it",
         records.len(),
         unheard.lock().unwrap().len()
     );
     assert!(again.is_empty(), "acknowledged and yet sent again: {again:?}");
-    assert_eq!(records.len(), 1_200 + unheard.lock().unwrap().len());
+    assert_eq!(records.len(), total + unheard.lock().unwrap().len());
 }
 
 /// Returns a proxy before moto that goes through its faults in turn, with calls that work in between.
 fn faulty_proxy(
     moto: SocketAddr,
+    calls: Arc<AtomicUsize>,
     acknowledged: Arc<Mutex<BTreeMap<String, usize>>>,
     unheard: Arc<Mutex<BTreeSet<String>>>,
 ) -> Upstream {
     let proxy = Upstream::start();
     proxy.tolerate_broken();
-    let mut calls = 0;
     let answer_json = |status, body: &Value| {
         Answer::full(
             status,
@@ -116,10 +129,10 @@ fn faulty_proxy(
         if call.headers.get("x-amz-target") != Some("Kinesis_20131202.PutRecords") {
             return forward(moto, call, &call.body).map(|response| Answer::full(response.status, &[], &response.body));
         }
-        calls += 1;
+        let turn = (calls.fetch_add(1, Ordering::SeqCst) + 1) % CYCLE;
         let records = record_ids(&call.body);
         let whole_fault = |kind: &str| json!({ "__type": kind, "message": "made up" });
-        Some(match calls % 12 {
+        Some(match turn {
             1 => answer_json(400, &whole_fault("ProvisionedThroughputExceededException")),
             2 => answer_json(500, &whole_fault("InternalFailure")),
             3 => partial(moto, call, &acknowledged, "ProvisionedThroughputExceededException"),
@@ -137,7 +150,7 @@ fn faulty_proxy(
             _ => {
                 let response = forward(moto, call, &call.body)?;
                 count(&acknowledged, records);
-                if calls % 12 == 10 {
+                if turn == 10 {
                     thread::sleep(Duration::from_millis(300)); // a slow answer is a good answer
                 }
                 Answer::full(
