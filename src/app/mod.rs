@@ -1,9 +1,10 @@
 //! The composition root: the only file that names concrete engines, destinations and tasks.
 //!
-//! Start: queue (opens by itself, in the background), listeners, drains; neither the upstream nor a destination has to
-//! answer. Stop: on the first signal the relay goes on accepting, because an application's last flush comes after its
-//! own TERM; when nothing is left to do, or at the end of the grace period less a reserve, the listener closes, the
-//! drains note what was delivered, the queue closes. A second signal ends the process at once.
+//! Start: listeners bind, the queue opens (for a few seconds the start waits for it), drains, traffic; neither the
+//! upstream nor a destination has to answer. Stop: on the first signal the relay goes on accepting, because an
+//! application's last flush comes after its own TERM; when nothing is left to do, or at the end of the grace period less
+//! a reserve, the listener closes, the drains note what was delivered, the queue closes. A second signal ends the process
+//! at once.
 
 mod drains;
 mod status;
@@ -46,6 +47,10 @@ use drains::Drains;
 
 /// How often gauges are brought up to date and histograms folded without a scrape.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the start waits for the queue: batches that arrive before it is open could not be kept. A queue that cannot
+/// open must not hold the traffic for longer.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often TLS files are compared; kubelet itself takes up to a minute to bring a new Secret.
 const TLS_INTERVAL: Duration = Duration::from_secs(10);
@@ -100,6 +105,10 @@ impl App {
             Arc::clone(&metrics),
             system_clock(),
         ));
+        let opening = Instant::now() + QUEUE_PATIENCE;
+        while queue.stats().unavailable.is_some() && Instant::now() < opening {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let drains = Drains::start(destinations, Arc::clone(&queue) as Arc<dyn Queue>, Arc::clone(&metrics));
 
         let platform: Arc<dyn Platform> = Arc::new(platform(&config));

@@ -6,13 +6,11 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::cli::UNUSABLE;
 use crate::config::{self, Config, Credentials, Engine, Environment, Queue};
 use crate::secret::Secret;
 use crate::section::Leaf as _;
 use crate::units::format_duration;
-
-/// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
-pub const UNUSABLE: u8 = 64;
 
 /// Checks the file at `path` with the process's environment. Returns the exit code: 0 if it can be used, else
 /// [`UNUSABLE`]. Fails only if `out` does.

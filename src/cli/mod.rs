@@ -60,6 +60,9 @@ enum Probe {
     Ready,
 }
 
+/// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
+const UNUSABLE: u8 = 64;
+
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {

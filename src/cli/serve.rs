@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
-use crate::cli::check::UNUSABLE;
+use crate::cli::UNUSABLE;
 use crate::config::{self, Config, Format, Log};
 use crate::shutdown::Shutdown;
 

@@ -144,7 +144,7 @@ impl Default for Tee {
             when: When::NotRejected,
             on_failure: OnFailure::Pass,
             max_decompressed: ByteSize::mib(64),
-            append_timeout: Duration::from_secs(5),
+            append_timeout: Duration::from_secs(3),
         }
     }
 }

@@ -142,7 +142,8 @@ fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
         .preserve_header_case(true)
         .max_headers(limits.headers)
         .max_buf_size(limits.header_bytes.max(8192))
-        .half_close(true);
+        // A client that leaves must be noticed while a stream to it is silent.
+        .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
