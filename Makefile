@@ -17,8 +17,10 @@ fmt:
 demo:
 	cargo run -- demo
 
+# Relay beside nginx, queue beside a plain file, memory. Takes about ten minutes after the build.
 bench:
-	cargo bench
+	./scripts/setup-bench.sh
+	cargo bench --bench relay --bench queue --bench memory
 
 # The pages that are generated from the code.
 docs:
