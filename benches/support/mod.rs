@@ -13,11 +13,20 @@ pub(crate) const KNOWN: &str = "sdk-bench-0000-known";
 /// One it does not know.
 pub(crate) const UNKNOWN: &str = "sdk-bench-0000-unknown";
 
-/// A process that is killed when dropped.
+/// A process that is ended when dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // nginx's master takes its workers along only if it is asked nicely.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            if matches!(self.0.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
