@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use hyper::body::Incoming;
+use metrics::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -25,6 +26,8 @@ pub(super) struct Cap {
     pub(super) budget: Arc<Semaphore>,
     /// How long the client may pause.
     pub(super) pause: Duration,
+    /// Shows what is held.
+    pub(super) shown: Gauge,
 }
 
 /// A body that was read.
@@ -43,7 +46,18 @@ pub(super) enum Captured {
 }
 
 /// A body's share of the memory budget, given back when dropped.
-pub(super) struct Held(#[expect(dead_code, reason = "held for its Drop")] Option<OwnedSemaphorePermit>);
+pub(super) struct Held {
+    /// Never read: its own drop gives the share back.
+    _share: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+    shown: Gauge,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shown.decrement(self.bytes as f64);
+    }
+}
 
 /// Reads `body` whole if it fits.
 ///
@@ -92,7 +106,13 @@ pub(super) async fn capture(mut body: Incoming, cap: &Cap) -> Result<Captured, F
             }
         }
     }
-    Ok(Captured::Whole(joined(frames, length), Held(held)))
+    cap.shown.increment(length as f64);
+    let held = Held {
+        _share: held,
+        bytes: length,
+        shown: cap.shown.clone(),
+    };
+    Ok(Captured::Whole(joined(frames, length), held))
 }
 
 fn joined(mut frames: VecDeque<Bytes>, length: usize) -> Bytes {

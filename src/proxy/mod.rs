@@ -3,28 +3,31 @@
 //! Original traffic comes first. Whatever the tee does, the upstream gets the client's bytes and the client gets the
 //! upstream's answer; only `tee.on_failure: refuse` and the relay's own failures (502, 503, 504) are exceptions.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceBuilder};
 
-use crate::metrics::{IN_FLIGHT_BYTES, Metrics, REQUEST_SECONDS, REQUESTS};
+use crate::metrics::{IN_FLIGHT_BYTES, Metrics, REQUEST_SECONDS, REQUESTS, TASK_PANICS};
 use crate::platform::{self, EventRoute, Identity, Platform, Route};
 
 mod answer;
 mod body;
 mod capture;
+mod detached;
 pub mod forward;
 pub mod listen;
 pub mod tee;
@@ -33,6 +36,7 @@ pub use body::{Outbound, Pause, Reply};
 
 use answer::AnswerLayer;
 use capture::{Cap, Captured, Held, capture};
+use detached::Detached;
 use forward::Upstream;
 use tee::{Offer, Outcome, Tee};
 
@@ -256,7 +260,7 @@ struct Shared {
 }
 
 impl Relay {
-    /// Returns a relay. `batches` tracks the tasks that carry captured batches to their outcome.
+    /// Returns a relay. `batches` counts the captured batches that have no outcome yet.
     pub fn new(
         platform: Arc<dyn Platform>,
         upstream: Upstream,
@@ -269,6 +273,7 @@ impl Relay {
             body: settings.max_body,
             budget: Arc::new(Semaphore::new(settings.max_in_flight.min(Semaphore::MAX_PERMITS))),
             pause: settings.body_timeout,
+            shown: metrics.gauge(&IN_FLIGHT_BYTES, &[]),
         };
         Self {
             shared: Arc::new(Shared {
@@ -303,10 +308,21 @@ impl Service<Request<Incoming>> for Relay {
                 Route::Events(route) => route.template,
                 Route::PassThrough => "other",
             };
-            let answer = match route {
-                Route::PassThrough => shared.upstream.stream(&parts, Outbound::streaming(body)).await,
-                Route::Events(route) => Arc::clone(&shared).events(route, parts, body).await,
+            let answering = async {
+                match route {
+                    Route::PassThrough => shared.upstream.stream(&parts, Outbound::streaming(body)).await,
+                    Route::Events(route) => Arc::clone(&shared).events(route, parts, body).await,
+                }
             };
+            // A defect met by one request must not take the others on its connection along.
+            let answer = AssertUnwindSafe(answering)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_panic| {
+                    shared.metrics.counter(&TASK_PANICS, &["request"]).increment(1);
+                    tracing::error!(route = template, "a defect ended a request");
+                    Err(Failure::Internal)
+                });
             shared.count(template, answer.as_ref().map(Response::status), started.elapsed());
             Ok(answer?.map(Reply::Upstream))
         })
@@ -324,19 +340,17 @@ impl Shared {
         let identity = self.platform.identify(&route, &parts.headers);
         match capture(body, &self.cap).await? {
             Captured::Whole(body, held) => {
-                let (answer, answered) = oneshot::channel();
                 let batch = CapturedBatch {
                     received_ms,
                     identity,
                     route,
                     parts: Arc::new(parts),
                     body,
+                    held,
                 };
                 let shared = Arc::clone(&self);
-                // In a task of its own: a client that hangs up now drops the future that waits, not the batch.
-                self.batches
-                    .spawn(async move { shared.carry(batch, held, answer).await });
-                answered.await.unwrap_or(Err(Failure::Internal))
+                // A client that hangs up now takes its answer's future along, but not the batch.
+                Detached::new(shared.carry(batch), &self.batches).await
             }
             Captured::Stream { first, rest, why } => {
                 self.tee.pass_by(identity, why);
@@ -351,22 +365,16 @@ impl Shared {
         }
     }
 
-    /// Takes a captured batch through forward, decide, tee and answer.
-    async fn carry(
-        &self,
-        batch: CapturedBatch,
-        _held: Held,
-        reply: oneshot::Sender<Result<Response<Incoming>, Failure>>,
-    ) {
+    /// Takes a captured batch through forward, decide and tee; returns its answer.
+    async fn carry(self: Arc<Self>, batch: CapturedBatch) -> Result<Response<Incoming>, Failure> {
         let CapturedBatch {
             received_ms,
             identity,
             route,
             parts,
             body,
+            held,
         } = batch;
-        self.metrics.gauge(&IN_FLIGHT_BYTES, &[]).increment(body.len() as f64);
-        let length = body.len() as f64;
         let fingerprint = match identity {
             Identity::Known(environment) | Identity::Lone(environment) => {
                 let captured = platform::Captured {
@@ -384,7 +392,7 @@ impl Shared {
         let judgement = answer
             .as_ref()
             .map_or(Judgement::None, |answer| Judgement::of(answer.status()));
-        let mut teeing = Box::pin(self.tee.offer(Offer {
+        let offer = Offer {
             received_ms,
             parts,
             body,
@@ -392,21 +400,26 @@ impl Shared {
             identity,
             fingerprint,
             judgement,
-        }));
+        };
+        let shared = Arc::clone(&self);
+        let mut teeing = Box::pin(async move {
+            let outcome = shared.tee.offer(offer).await;
+            drop(held);
+            outcome
+        });
         // The copy is durable before the SDK gets its answer, unless the queue takes longer than the SDK should wait.
-        let waited = tokio::time::timeout(self.settings.append_timeout, &mut teeing).await;
-        let failed = !matches!(
-            waited,
-            Ok(Outcome::Queued | Outcome::Filtered | Outcome::Duplicate | Outcome::NotTeed(_))
-        );
-        let refuse = failed && self.settings.on_failure == OnFailure::Refuse;
-        // The receiver is gone if the client hung up; the batch is kept all the same.
-        let _ = reply.send(if refuse { Err(Failure::NotKept) } else { answer });
-        if waited.is_err() {
-            tracing::warn!("the queue is slow; an answer did not wait for its copy");
-            teeing.await;
+        let failed = match tokio::time::timeout(self.settings.append_timeout, &mut teeing).await {
+            Ok(outcome) => matches!(outcome, Outcome::Failed(_)),
+            Err(_elapsed) => {
+                tracing::warn!("the queue is slow; an answer did not wait for its copy");
+                self.batches.spawn(teeing);
+                true
+            }
+        };
+        if failed && self.settings.on_failure == OnFailure::Refuse {
+            return Err(Failure::NotKept);
         }
-        self.metrics.gauge(&IN_FLIGHT_BYTES, &[]).decrement(length);
+        answer
     }
 
     fn count(&self, route: &'static str, status: Result<StatusCode, &Failure>, took: Duration) {
@@ -430,6 +443,7 @@ struct CapturedBatch {
     route: EventRoute,
     parts: Arc<Parts>,
     body: Bytes,
+    held: Held,
 }
 
 fn now_ms() -> u64 {

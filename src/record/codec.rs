@@ -163,6 +163,29 @@ pub fn peek(bytes: &[u8]) -> Result<Header, DecodeError> {
 
 /// Returns the record after checking its checksum.
 pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+    Decoder::default().decode(bytes)
+}
+
+/// Decodes record after record with one decompression context, which costs more to make than a record to inflate.
+#[derive(Default)]
+pub struct Decoder {
+    context: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Decoder {
+    /// Returns the record after checking its checksum.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Record, DecodeError> {
+        read(bytes, |frame, length| {
+            let context = match self.context.take() {
+                Some(context) => context,
+                None => zstd::bulk::Decompressor::new()?,
+            };
+            self.context.insert(context).decompress(frame, length)
+        })
+    }
+}
+
+fn read(bytes: &[u8], inflate: impl FnOnce(&[u8], usize) -> io::Result<Vec<u8>>) -> Result<Record, DecodeError> {
     let parsed = parse(bytes)?;
     if checksum(&[&bytes[..1], &bytes[5..]]) != parsed.checksum {
         return Err(DecodeError::Corrupt("the checksum does not match"));
@@ -175,8 +198,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         Ok(Some(size)) if size == length as u64 => {}
         _ => return Err(DecodeError::Corrupt("the body's sizes disagree")),
     }
-    let body =
-        zstd::bulk::decompress(parsed.frame, length).map_err(|_| DecodeError::Corrupt("the body does not inflate"))?;
+    let body = inflate(parsed.frame, length).map_err(|_| DecodeError::Corrupt("the body does not inflate"))?;
     if body.len() != length {
         return Err(DecodeError::Corrupt("the body's sizes disagree"));
     }

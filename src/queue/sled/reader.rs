@@ -6,7 +6,7 @@
 use super::generation::{Failure, Generation};
 use super::layout::parse_record_key;
 use crate::queue::{Limit, Loss, Passed, Position, Progress};
-use crate::record::codec;
+use crate::record::codec::{self, Decoder};
 
 /// After this many bytes of records for others a read returns with what it has, so that its caller can be dropped.
 const SKIPPED_BYTES: usize = 8 << 20;
@@ -35,6 +35,7 @@ pub(super) fn read(
         limit,
         json_bytes: 0,
         skipped_bytes: 0,
+        decoder: Decoder::default(),
         progress: Progress {
             next: from,
             ..Progress::default()
@@ -83,6 +84,7 @@ struct Reading<'a> {
     limit: Limit,
     json_bytes: usize,
     skipped_bytes: usize,
+    decoder: Decoder,
     progress: Progress,
 }
 
@@ -108,7 +110,7 @@ impl Reading<'_> {
             self.progress.next_ms = Some(header.received_ms);
             return false;
         }
-        let record = codec::decode(encoded).ok();
+        let record = self.decoder.decode(encoded).ok();
         self.progress.passed.push(Passed {
             position,
             environment: header.environment,
