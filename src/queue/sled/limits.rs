@@ -19,14 +19,9 @@ impl Store {
     pub(super) fn refusal(&self, pending: u64) -> Option<AppendError> {
         let settings = &self.shared.settings;
         let growth = pending.saturating_mul(AMPLIFICATION);
-        if let Ok(free) = self.directory.free_bytes()
-            && free < settings.headroom_bytes.saturating_add(growth)
-        {
-            let headroom = settings.headroom_bytes;
-            self.refuse(Some(format!(
-                "volume has {free} bytes free, less than the headroom of {headroom} bytes"
-            )));
-            return Some(AppendError::NoSpace { free, headroom });
+        if let Some(error) = self.lacks_space(growth) {
+            self.refuse(Some(error.to_string()));
+            return Some(error);
         }
         let (bytes, limit) = (self.shared.lock().bytes(), settings.max_bytes);
         if settings.when_full == WhenFull::DropNewest && bytes.saturating_add(growth) > limit {
@@ -34,6 +29,13 @@ impl Store {
             return Some(AppendError::Full { bytes, limit });
         }
         None
+    }
+
+    /// Returns an error if writing `growth` bytes would take what the volume keeps free for others.
+    pub(super) fn lacks_space(&self, growth: u64) -> Option<AppendError> {
+        let headroom = self.shared.settings.headroom_bytes;
+        let free = self.directory.free_bytes().ok()?;
+        (free < headroom.saturating_add(growth)).then_some(AppendError::NoSpace { free, headroom })
     }
 
     /// Keeps the house in order: once a second, and after rounds that wrote much.
@@ -144,7 +146,8 @@ impl Store {
 
     /// Looks at what the disk really holds.
     pub(super) fn measure(&mut self) {
-        let other_bytes = self.directory.quarantined_bytes() + self.dead_letters.disk_bytes();
+        let other_bytes = self.directory.quarantined_bytes();
+        let letters_bytes = self.dead_letters.disk_bytes();
         let firsts: Vec<u64> = self.shared.lock().generations.keys().copied().collect();
         let sizes: Vec<(u64, u64)> = firsts
             .into_iter()
@@ -152,6 +155,7 @@ impl Store {
             .collect();
         let mut state = self.shared.lock();
         state.other_bytes = other_bytes;
+        state.letters_bytes = letters_bytes;
         for (first, bytes) in sizes {
             if let Some(part) = state.generations.get_mut(&first) {
                 part.bytes = bytes;

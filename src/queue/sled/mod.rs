@@ -22,6 +22,7 @@ mod tests;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -40,7 +41,8 @@ use crate::queue::{
 /// Appends that wait for the writer at once; more wait their turn.
 const PENDING_APPENDS: usize = 1024;
 
-/// How long an append waits for the disk. sled can hang for good on a disk that fills up; the traffic must not.
+/// How long the disk may take before the queue says that it is not available. sled can hang for good on a disk that
+/// fills up. How long a request waits for its append is the caller's decision.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The queue on disk.
@@ -85,6 +87,7 @@ struct State {
     reading: BTreeMap<String, (u64, Arc<Generation>)>,
     /// Bytes on disk beside the generations.
     other_bytes: u64,
+    letters_bytes: u64,
     quarantined: u64,
     damaged_letters: u64,
     dead_letters: BTreeMap<String, u64>,
@@ -206,15 +209,14 @@ impl Queue for SledQueue {
         if let Some(why) = &self.link.shared.lock().unavailable {
             return Err(unavailable(why));
         }
-        match timeout(PATIENCE, self.submit(entry)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let why = "the disk does not answer";
-                // Whoever comes next does not wait; the writer takes it back when it is through.
-                self.link.shared.lock().unavailable = Some(why.to_owned());
-                Err(unavailable(why))
-            }
+        let mut submitting = pin!(self.submit(entry));
+        if let Ok(outcome) = timeout(PATIENCE, &mut submitting).await {
+            return outcome;
         }
+        // Whoever comes next is refused at once; the writer takes this back when it is through. What was handed to the
+        // writer may still be written, so only its answer says what became of it.
+        self.link.shared.lock().unavailable = Some("the disk does not answer".to_owned());
+        submitting.await
     }
 
     async fn consumer(&self, name: &str) -> Result<Box<dyn Consumer>, ConsumeError> {
@@ -244,7 +246,7 @@ impl Queue for SledQueue {
         let dead = state.dead_letters.iter().filter(|(_, letters)| **letters > 0);
         Stats {
             unavailable: state.unavailable.clone().or_else(|| state.refusing.clone()),
-            bytes: state.bytes(),
+            bytes: state.bytes() + state.letters_bytes,
             corrupt_records: state.ledger.corrupt_records() + state.damaged_letters,
             quarantined: state.quarantined,
             dead_letters: dead.map(|(name, letters)| (name.clone(), *letters)).collect(),
@@ -313,6 +315,8 @@ impl State {
         reading.map(|(_, (_, generation))| generation).collect()
     }
 
+    /// Returns what counts against `max_bytes`. Dead letters do not: nothing but a person removes them, so they would
+    /// push out events that can still be delivered.
     fn bytes(&self) -> u64 {
         self.other_bytes + self.generations.values().map(|part| part.bytes).sum::<u64>()
     }

@@ -193,6 +193,11 @@ fn take(store: &mut Store, round: &mut Round, message: Message) {
             }
         }
         Message::Bury { name, letters, reply } => {
+            // Dead letters have no limit of their own; the volume's headroom is one for everybody.
+            if let Some(refused) = store.lacks_space(0) {
+                let why = refused.to_string();
+                return drop(reply.send(Err(ConsumeError::Unavailable { why })));
+            }
             let Store {
                 dead_letters, encoder, ..
             } = store;
