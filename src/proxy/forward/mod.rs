@@ -31,6 +31,8 @@ pub struct Upstream {
     host: HeaderValue,
     /// Path of `upstream.url` without its last slash; usually empty.
     base: String,
+    /// For an egress proxy that reads the requests themselves.
+    proxy_authorization: Option<HeaderValue>,
     client: Client<Connector, Outbound>,
     whole: Timeout<Client<Connector, Outbound>>,
 }
@@ -44,6 +46,7 @@ impl Upstream {
         };
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::NotForwardable)?;
         let base = settings.url.path().trim_end_matches('/').to_owned();
+        let proxy_authorization = connector.proxy_authorization().cloned();
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -65,6 +68,7 @@ impl Upstream {
             authority,
             host,
             base,
+            proxy_authorization,
             client,
             whole,
         })
@@ -107,6 +111,9 @@ impl Upstream {
         let mut headers = hop_by_hop::passed_on(&parts.headers);
         // In place, so that `Host` stays where the client had it; HTTP/2 clients had none.
         headers.insert(header::HOST, self.host.clone());
+        if let Some(authorization) = &self.proxy_authorization {
+            headers.insert(header::PROXY_AUTHORIZATION, authorization.clone());
+        }
         *request.headers_mut() = headers;
         // hyper keeps the original case of the header names here.
         *request.extensions_mut() = parts.extensions.clone();
@@ -162,18 +169,18 @@ fn failure(error: &BoxError) -> Failure {
     if error.is::<tower::timeout::error::Elapsed>() {
         return Failure::UpstreamTimeout;
     }
+    // Written out, because the JSON log prints an error without its sources, and the innermost one says what to mend.
+    let mut causes = Vec::new();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
     while let Some(current) = cause {
         // The client's own body broke while it was streamed through: the upstream is not at fault.
         if let Some(failure) = current.downcast_ref::<Failure>() {
             return failure.clone();
         }
+        causes.push(current.to_string());
         cause = current.source();
     }
-    tracing::debug!(
-        error = error.as_ref() as &dyn std::error::Error,
-        "upstream request failed"
-    );
+    tracing::debug!(error = causes.join(": "), "upstream request failed");
     match error.downcast_ref::<ClientError>() {
         Some(error) if error.is_connect() => Failure::UpstreamUnreachable,
         _ => Failure::UpstreamBroke,
