@@ -241,12 +241,12 @@ fn a_suffix_in_no_proxy_ends_at_a_dot() {
 /// Guarantees: the SDK gets 502, never the proxy's own status; the batch of a configured credential is exported.
 #[test]
 fn a_proxy_that_refuses_is_an_upstream_that_cannot_be_reached() {
-    for status in [407, 502] {
+    for (scheme, status) in [("https", 407), ("https", 502), ("http", 407)] {
         let unused = Upstream::start();
         let proxy = Proxy::start(Policy::Refuse(status));
         let mut setup = Setup::new(unused.address());
-        setup.config["upstream"]["url"] = json!(format!("https://{HOST}"));
-        variables(&mut setup, &[("https_proxy", &proxy.url_with_password())]);
+        setup.config["upstream"]["url"] = json!(format!("{scheme}://{HOST}"));
+        variables(&mut setup, &[("all_proxy", &proxy.url_with_password())]);
         let relay = Relay::start(&setup);
         let answer = relay.post("kept", &json!([marked("kept")]));
         assert_eq!(answer.status, 502);

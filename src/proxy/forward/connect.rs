@@ -55,10 +55,16 @@ pub enum ConnectorError {
 #[derive(Clone)]
 pub struct Connector {
     connecting: Timeout<HttpsConnector<Dial>>,
+    forwards: bool,
     proxy_authorization: Option<HeaderValue>,
 }
 
 impl Connector {
+    /// Returns true if an egress proxy reads the requests and answers in the upstream's place where it refuses one.
+    pub fn forwards(&self) -> bool {
+        self.forwards
+    }
+
     /// Returns what the egress proxy wants to see on every request; a tunnel's is on its `CONNECT` alone.
     pub fn proxy_authorization(&self) -> Option<&HeaderValue> {
         self.proxy_authorization.as_ref()
@@ -88,6 +94,7 @@ pub fn connector(upstream: &Uri, timeout: Duration, ca_file: Option<&Path>) -> R
         .with_root_certificates(roots(ca_file)?)
         .with_no_client_auth();
     let dial = Dial::new(upstream, timeout, &Matcher::from_env())?;
+    let forwards = matches!(dial.way, Way::Forward { .. });
     let proxy_authorization = match &dial.way {
         Way::Forward { authorization, .. } => authorization.clone(),
         Way::Direct | Way::Tunnel(_) => None,
@@ -100,6 +107,7 @@ pub fn connector(upstream: &Uri, timeout: Duration, ca_file: Option<&Path>) -> R
         .wrap_connector(dial);
     Ok(Connector {
         connecting: Timeout::new(https, timeout),
+        forwards,
         proxy_authorization,
     })
 }
