@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -157,7 +157,7 @@ impl App {
             limits,
             open: Arc::clone(&connections),
             stop: stop_listening.clone(),
-            grace: config.shutdown.reserve,
+            grace: connections_part(config.shutdown.reserve),
         };
         let serving = tokio::spawn(listen::serve(listener, stack, listening, Arc::clone(&metrics)));
         info!(%relay, %telemetry, "listening");
@@ -187,38 +187,43 @@ impl App {
     /// Serves until `shutdown` and then ends as described above.
     pub async fn run(self, shutdown: Shutdown) {
         shutdown.soft.cancelled().await;
-        self.ready.store(false, Ordering::Release);
-        let deadline = Instant::now() + self.grace.grace.saturating_sub(self.grace.reserve);
-        let finished = timeout_at(deadline, self.finished());
-        match shutdown.hard.run_until_cancelled(finished).await {
-            Some(Ok(())) => self.stop().await,
-            Some(Err(_elapsed)) => {
-                info!("grace period is over, what waits goes on at the next start");
-                self.stop().await;
-            }
+        if shutdown.hard.run_until_cancelled(self.end()).await.is_none() {
             // Nothing acknowledged is lost by this: it is on disk already.
-            None => warn!("ended without waiting for deliveries"),
+            warn!("ended without waiting for deliveries");
         }
     }
 
-    /// Closes the listener, lets batches under way reach the queue, ends the drains and closes the queue.
+    async fn end(self) {
+        self.ready.store(false, Ordering::Release);
+        let deadline = Instant::now() + self.grace.grace.saturating_sub(self.grace.reserve);
+        if timeout_at(deadline, self.finished()).await.is_err() {
+            info!("grace period is over, what waits goes on at the next start");
+        }
+        self.stop().await;
+    }
+
+    /// Closes the listener, lets batches under way reach the queue, ends the drains and closes the queue: all within the
+    /// reserve, as far as it is up to us.
     pub async fn stop(self) {
+        let start = Instant::now();
+        let end = start + self.grace.reserve;
         self.ready.store(false, Ordering::Release);
         self.stop_listening.cancel();
-        // Bounded by the reserve inside `listen::serve`.
+        // Bounded inside `listen::serve` by the same part of the reserve as the batches.
         let _ = self.serving.await;
         self.batches.close();
-        if timeout(self.grace.reserve, self.batches.wait()).await.is_err() {
+        let part = start + connections_part(self.grace.reserve);
+        if timeout_at(part, self.batches.wait()).await.is_err() {
             warn!(
                 batches = self.batches.len(),
                 "batches still on their way to the upstream are left behind"
             );
         }
-        self.drains.stop(self.grace.reserve).await;
+        self.drains.stop(end.saturating_duration_since(Instant::now())).await;
         self.queue.close().await;
         self.stop_helpers.cancel();
         self.helpers.close();
-        let _ = timeout(self.grace.reserve, self.helpers.wait()).await;
+        let _ = timeout_at(end, self.helpers.wait()).await;
         info!("ended");
     }
 
@@ -237,6 +242,12 @@ impl App {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Returns the part of the reserve in which open connections and batches under way may finish; the rest belongs to the
+/// destinations and the queue.
+fn connections_part(reserve: Duration) -> Duration {
+    reserve / 2
 }
 
 /// Returns how many events wait for destinations that are configured.

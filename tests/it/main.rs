@@ -5,6 +5,8 @@
 
 mod crash;
 mod docs;
+mod egress;
+mod ending;
 mod harness;
 mod hostile;
 mod kinesis;
@@ -14,3 +16,5 @@ mod passthrough;
 mod replay;
 mod sdks;
 mod support;
+mod tls;
+mod upstream_tls;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
@@ -53,7 +53,23 @@ pub enum ConnectorError {
 
 /// The upstream's connector: the whole way (TCP, tunnel, TLS handshake) within one timeout.
 #[derive(Clone)]
-pub struct Connector(Timeout<HttpsConnector<Dial>>);
+pub struct Connector {
+    connecting: Timeout<HttpsConnector<Dial>>,
+    forwards: bool,
+    proxy_authorization: Option<HeaderValue>,
+}
+
+impl Connector {
+    /// Returns true if an egress proxy reads the requests and answers in the upstream's place where it refuses one.
+    pub fn forwards(&self) -> bool {
+        self.forwards
+    }
+
+    /// Returns what the egress proxy wants to see on every request; a tunnel's is on its `CONNECT` alone.
+    pub fn proxy_authorization(&self) -> Option<&HeaderValue> {
+        self.proxy_authorization.as_ref()
+    }
+}
 
 impl Service<Uri> for Connector {
     type Response = MaybeHttpsStream<Socket>;
@@ -62,11 +78,11 @@ impl Service<Uri> for Connector {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx)
+        self.connecting.poll_ready(cx)
     }
 
     fn call(&mut self, upstream: Uri) -> Self::Future {
-        Box::pin(self.0.call(upstream))
+        Box::pin(self.connecting.call(upstream))
     }
 }
 
@@ -78,13 +94,22 @@ pub fn connector(upstream: &Uri, timeout: Duration, ca_file: Option<&Path>) -> R
         .with_root_certificates(roots(ca_file)?)
         .with_no_client_auth();
     let dial = Dial::new(upstream, timeout, &Matcher::from_env())?;
+    let forwards = matches!(dial.way, Way::Forward { .. });
+    let proxy_authorization = match &dial.way {
+        Way::Forward { authorization, .. } => authorization.clone(),
+        Way::Direct | Way::Tunnel(_) => None,
+    };
     let https = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
         .enable_http1()
         .enable_http2()
         .wrap_connector(dial);
-    Ok(Connector(Timeout::new(https, timeout)))
+    Ok(Connector {
+        connecting: Timeout::new(https, timeout),
+        forwards,
+        proxy_authorization,
+    })
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ConnectorError> {
@@ -127,7 +152,11 @@ enum Way {
     /// `CONNECT` through an egress proxy, for an HTTPS upstream.
     Tunnel(Tunnel<HttpConnector>),
     /// Absolute-form requests to an egress proxy, for a plain HTTP upstream.
-    Forward(Uri),
+    Forward {
+        proxy: Uri,
+        /// `Basic` credentials from the proxy's URL, for each request.
+        authorization: Option<HeaderValue>,
+    },
 }
 
 impl Dial {
@@ -153,7 +182,10 @@ impl Dial {
                 None => tunnel,
             })
         } else {
-            Way::Forward(proxy.uri().clone())
+            Way::Forward {
+                proxy: proxy.uri().clone(),
+                authorization: proxy.basic_auth().cloned(),
+            }
         };
         // The proxy's address only: its URL may hold a password.
         tracing::info!(proxy = %proxy.uri().host().unwrap_or_default(), "reaching the upstream through an egress proxy");
@@ -180,7 +212,7 @@ impl Service<Uri> for Dial {
                 let dialing = tunnel.call(upstream);
                 Box::pin(async move { Ok(Socket::new(dialing.await?, false)) })
             }
-            Way::Forward(proxy) => {
+            Way::Forward { proxy, .. } => {
                 let dialing = self.tcp.call(proxy.clone());
                 Box::pin(async move { Ok(Socket::new(dialing.await?, true)) })
             }
@@ -277,7 +309,10 @@ mod tests {
             way("https://events.launchdarkly.com", &proxies),
             Ok(Way::Tunnel(_))
         ));
-        assert!(matches!(way("http://events.example", &proxies), Ok(Way::Forward(_))));
+        assert!(matches!(
+            way("http://events.example", &proxies),
+            Ok(Way::Forward { .. })
+        ));
         assert!(matches!(way("http://plain.internal", &proxies), Ok(Way::Direct)));
         assert!(matches!(way("https://relay.ns.svc", &proxies), Ok(Way::Direct)));
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, HeaderValue, Request, Response, Uri, Version, header};
+use http::{Extensions, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -31,6 +31,10 @@ pub struct Upstream {
     host: HeaderValue,
     /// Path of `upstream.url` without its last slash; usually empty.
     base: String,
+    /// An egress proxy reads the requests themselves.
+    through_proxy: bool,
+    /// What it wants to see on each.
+    proxy_authorization: Option<HeaderValue>,
     client: Client<Connector, Outbound>,
     whole: Timeout<Client<Connector, Outbound>>,
 }
@@ -44,6 +48,8 @@ impl Upstream {
         };
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::NotForwardable)?;
         let base = settings.url.path().trim_end_matches('/').to_owned();
+        let through_proxy = connector.forwards();
+        let proxy_authorization = connector.proxy_authorization().cloned();
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -65,6 +71,8 @@ impl Upstream {
             authority,
             host,
             base,
+            through_proxy,
+            proxy_authorization,
             client,
             whole,
         })
@@ -74,7 +82,7 @@ impl Upstream {
     pub async fn send(&self, parts: &Parts, body: &Bytes, repeatable: bool) -> Result<Response<Incoming>, Failure> {
         let first = self.request(parts, Outbound::Whole(Some(body.clone())))?;
         let error = match self.whole.clone().oneshot(first).await {
-            Ok(answer) => return Ok(noted(answer)),
+            Ok(answer) => return self.noted(answer),
             Err(error) => error,
         };
         if !(repeatable && broke_after_use(&error)) {
@@ -86,17 +94,34 @@ impl Upstream {
             .clone()
             .oneshot(second)
             .await
-            .map(noted)
             .map_err(|error| failure(&error))
+            .and_then(|answer| self.noted(answer))
     }
 
     /// Sends a request whose body goes on as it comes. No timeout but that of connecting: a stream lives for hours.
     pub async fn stream(&self, parts: &Parts, body: Outbound) -> Result<Response<Incoming>, Failure> {
         let request = self.request(parts, body)?;
         match self.client.request(request).await {
-            Ok(answer) => Ok(noted(answer)),
+            Ok(answer) => self.noted(answer),
             Err(error) => Err(failure(&error.into())),
         }
+    }
+
+    /// Returns the answer as it goes on to the client.
+    fn noted(&self, mut answer: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+        if let Some(answers) = answer.extensions().get::<Answers>() {
+            answers.note();
+        }
+        // The proxy's word, not the upstream's: as an answer it would make SDKs give up for good.
+        if self.through_proxy && answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            tracing::debug!("the egress proxy demands other credentials");
+            return Err(Failure::UpstreamUnreachable);
+        }
+        // Few answers have any, and a copy of the headers costs more than a look.
+        if hop_by_hop::any(answer.headers()) {
+            *answer.headers_mut() = hop_by_hop::passed_on(answer.headers());
+        }
+        Ok(answer)
     }
 
     fn request(&self, parts: &Parts, body: Outbound) -> Result<Request<Outbound>, Failure> {
@@ -107,6 +132,9 @@ impl Upstream {
         let mut headers = hop_by_hop::passed_on(&parts.headers);
         // In place, so that `Host` stays where the client had it; HTTP/2 clients had none.
         headers.insert(header::HOST, self.host.clone());
+        if let Some(authorization) = &self.proxy_authorization {
+            headers.insert(header::PROXY_AUTHORIZATION, authorization.clone());
+        }
         *request.headers_mut() = headers;
         // hyper keeps the original case of the header names here.
         *request.extensions_mut() = parts.extensions.clone();
@@ -133,17 +161,6 @@ impl Upstream {
 // hyper refuses a smaller read buffer.
 const MIN_BUFFER: usize = 8192;
 
-fn noted(mut answer: Response<Incoming>) -> Response<Incoming> {
-    if let Some(answers) = answer.extensions().get::<Answers>() {
-        answers.note();
-    }
-    // Few answers have any, and a copy of the headers costs more than a look.
-    if hop_by_hop::any(answer.headers()) {
-        *answer.headers_mut() = hop_by_hop::passed_on(answer.headers());
-    }
-    answer
-}
-
 /// Returns true if the error came from a connection that had answered before: most likely the upstream closed it
 /// while idle and the request met the closing.
 fn broke_after_use(error: &BoxError) -> bool {
@@ -162,18 +179,18 @@ fn failure(error: &BoxError) -> Failure {
     if error.is::<tower::timeout::error::Elapsed>() {
         return Failure::UpstreamTimeout;
     }
+    // Written out, because the JSON log prints an error without its sources, and the innermost one says what to mend.
+    let mut causes = Vec::new();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
     while let Some(current) = cause {
         // The client's own body broke while it was streamed through: the upstream is not at fault.
         if let Some(failure) = current.downcast_ref::<Failure>() {
             return failure.clone();
         }
+        causes.push(current.to_string());
         cause = current.source();
     }
-    tracing::debug!(
-        error = error.as_ref() as &dyn std::error::Error,
-        "upstream request failed"
-    );
+    tracing::debug!(error = causes.join(": "), "upstream request failed");
     match error.downcast_ref::<ClientError>() {
         Some(error) if error.is_connect() => Failure::UpstreamUnreachable,
         _ => Failure::UpstreamBroke,

@@ -77,8 +77,10 @@ impl Tls {
             match tokio::task::spawn_blocking(move || tls.refresh()).await {
                 Ok(Ok(true)) => tracing::info!("TLS certificate reloaded"),
                 Ok(Ok(false)) => {}
+                // The cause by itself: the JSON log prints an error without its sources.
                 Ok(Err(error)) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    %error,
+                    cause = %error.source,
                     "new TLS files are not usable, keeping the old ones"
                 ),
                 Err(_panicked) => tracing::warn!("reading the TLS files failed, keeping the old ones"),

@@ -10,6 +10,7 @@ pub(crate) mod metrics;
 pub(crate) mod raw;
 pub(crate) mod recording;
 pub(crate) mod relay;
+pub(crate) mod tls;
 pub(crate) mod tools;
 pub(crate) mod upstream;
 

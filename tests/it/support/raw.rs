@@ -1,15 +1,15 @@
 //! A client that sends exactly the bytes it is given and returns exactly what came back.
 
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::eventually::patience;
 use super::http1::{self, Framing, Headers};
 
-/// One connection to a server.
-pub(crate) struct Connection {
-    reader: BufReader<TcpStream>,
+/// One connection to a server: TCP, or TLS over it (`tls::connect`).
+pub(crate) struct Connection<S = TcpStream> {
+    reader: BufReader<S>,
 }
 
 /// A response as it came.
@@ -31,24 +31,27 @@ impl Connection {
 
     /// Connects, or says why not.
     pub(crate) fn try_open(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience()))?;
-        stream.set_write_timeout(Some(patience()))?;
-        Ok(Self {
-            reader: BufReader::new(stream),
-        })
-    }
-
-    /// Sends bytes as they are.
-    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.reader.get_mut().write_all(bytes)
+        dial(address).map(Self::over)
     }
 
     /// Says that nothing more will be sent.
     pub(crate) fn finish_sending(&mut self) {
         // An error means that the server has already gone, which the next read shows.
         let _ = self.reader.get_ref().shutdown(Shutdown::Write);
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Talks over a stream that is open already.
+    pub(crate) fn over(stream: S) -> Self {
+        Self {
+            reader: BufReader::new(stream),
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.reader.get_mut().write_all(bytes)
     }
 
     /// Sends a whole request and reads its response.
@@ -129,6 +132,15 @@ impl Connection {
             Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
         }
     }
+}
+
+/// Connects; reads and writes on the stream end after the usual patience.
+pub(crate) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(patience()))?;
+    stream.set_write_timeout(Some(patience()))?;
+    Ok(stream)
 }
 
 /// Returns a request with `Host` first, the given headers as they are and a `Content-Length` if there is a body.

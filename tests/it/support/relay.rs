@@ -20,6 +20,18 @@ use super::metrics::Scrape;
 use super::raw::{Connection, Response, request};
 use super::{CLIENT_SIDE_ID, MOBILE_KEY, PROJECT_ID, SDK_KEY, export};
 
+/// What would send the relay's requests elsewhere if the shell of the one who runs the tests has it.
+const PROXY_VARIABLES: [&str; 8] = [
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "all_proxy",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
+];
+
 /// A configuration and the folder it lives in; relays started from it one after the other share the queue.
 pub(crate) struct Setup {
     folder: TempDir,
@@ -90,7 +102,11 @@ impl Setup {
 impl Relay {
     /// Starts the binary and waits until it is ready.
     pub(crate) fn start(setup: &Setup) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flagtap"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flagtap"));
+        for name in PROXY_VARIABLES {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(["serve", "--config"])
             .arg(setup.write())
             .envs(setup.variables.iter().map(|(name, value)| (name, value)))
