@@ -49,7 +49,7 @@ inventory! {
     TASK_PANICS: Counter "flagtap_task_panics_total" ["task"] "Panics of a task that was started again.";
     CONNECTIONS: Gauge "flagtap_connections" [] "Open client connections.";
     CONNECTIONS_ACCEPTED: Counter "flagtap_connections_accepted_total" [] "Client connections accepted.";
-    REQUESTS: Counter "flagtap_requests_total" ["route", "status"] "Requests answered, by route template and status class (`2xx` …); `none` if the client hung up first.";
+    REQUESTS: Counter "flagtap_requests_total" ["route", "status"] "Requests by route template and class of their answer (`2xx` …); `none` if the client broke off within the body. Shed requests are in `flagtap_request_errors_total` only.";
     REQUEST_SECONDS: Histogram "flagtap_request_seconds" ["route"] "Time from the request's head to the answer's head.";
     REQUEST_ERRORS: Counter "flagtap_request_errors_total" ["fault", "reason"] "Answers that flagtap made up itself, by whose fault it was (`client`, `upstream`, `relay`).";
     IN_FLIGHT_BYTES: Gauge "flagtap_in_flight_bytes" [] "Bytes of captured bodies held in memory.";

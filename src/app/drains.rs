@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
@@ -53,11 +53,16 @@ impl Drains {
         self.statuses.clone()
     }
 
-    /// Ends the drains now; each notes what was delivered.
-    pub(super) async fn stop(self, patience: Duration) {
-        self.stop.hard.cancel();
+    /// Has the drains deliver what waits until `soft_end`, then end by `end`; each notes what was delivered. To be
+    /// called when nothing is appended any more.
+    pub(super) async fn stop(self, soft_end: Instant, end: Instant) {
+        self.stop.soft.cancel();
         self.tasks.close();
-        if timeout(patience, self.tasks.wait()).await.is_err() {
+        if timeout_at(soft_end, self.tasks.wait()).await.is_ok() {
+            return;
+        }
+        self.stop.hard.cancel();
+        if timeout_at(end, self.tasks.wait()).await.is_err() {
             warn!("a destination did not end in time; what it was sent last may be sent again");
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! Start: listeners bind, the queue opens (for a few seconds the start waits for it), drains, traffic; neither the
 //! upstream nor a destination has to answer. Stop: on the first signal the relay goes on accepting, because an
-//! application's last flush comes after its own TERM; when nothing is left to do, or at the end of the grace period less
-//! a reserve, the listener closes, the drains note what was delivered, the queue closes. A second signal ends the process
-//! at once.
+//! application's last flush comes after its own TERM, until nobody is connected any more or the grace period less a
+//! reserve is over. Then the listener closes, destinations get what waits, the queue closes. One deadline bounds all of
+//! it, and a second signal ends it at once.
 
 mod drains;
 mod status;
@@ -28,7 +28,10 @@ use crate::config::{self, Config, Engine, Environment};
 use crate::drain;
 use crate::export::selection::{self, Selection};
 use crate::inflate::InflateLimits;
-use crate::metrics::{BUILD_INFO, Metrics};
+use crate::metrics::{
+    BUILD_INFO, DESTINATION_CORRUPT, DESTINATION_DEAD, DESTINATION_DELIVERED, DESTINATION_EVICTED, DESTINATION_QUEUED,
+    DESTINATION_RECOVERED, DESTINATION_WAITING, Metrics,
+};
 use crate::platform::Platform;
 use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
 use crate::proxy::forward::Upstream;
@@ -84,6 +87,7 @@ impl App {
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new());
         metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")]).set(1.0);
+        show_from_the_start(&config, &metrics);
 
         // Everything that can fail comes before anything that must be ended again.
         let limits = connection_limits(&config);
@@ -106,7 +110,7 @@ impl App {
             system_clock(),
         ));
         let opening = Instant::now() + QUEUE_PATIENCE;
-        while queue.stats().unavailable.is_some() && Instant::now() < opening {
+        while queue.stats().is_opening() && Instant::now() < opening {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let drains = Drains::start(destinations, Arc::clone(&queue) as Arc<dyn Queue>, Arc::clone(&metrics));
@@ -195,44 +199,51 @@ impl App {
 
     async fn end(self) {
         self.ready.store(false, Ordering::Release);
-        let deadline = Instant::now() + self.grace.grace.saturating_sub(self.grace.reserve);
-        if timeout_at(deadline, self.finished()).await.is_err() {
-            info!("grace period is over, what waits goes on at the next start");
+        let end = Instant::now() + self.grace.grace;
+        if timeout_at(end - self.grace.reserve, self.quiet()).await.is_err() {
+            info!("clients are still connected at the end of the grace period");
         }
-        self.stop().await;
+        self.stop_by(end).await;
     }
 
-    /// Closes the listener, lets batches under way reach the queue, ends the drains and closes the queue: all within the
-    /// reserve, as far as it is up to us.
+    /// Ends within the grace period without waiting for clients: closes the listener, lets batches under way reach the
+    /// queue, delivers what waits, closes the queue.
     pub async fn stop(self) {
-        let start = Instant::now();
-        let end = start + self.grace.reserve;
+        let end = Instant::now() + self.grace.grace;
+        self.stop_by(end).await;
+    }
+
+    async fn stop_by(self, end: Instant) {
+        let reserve = self.grace.reserve;
         self.ready.store(false, Ordering::Release);
         self.stop_listening.cancel();
         // Bounded inside `listen::serve` by the same part of the reserve as the batches.
+        let part = Instant::now() + connections_part(reserve);
         let _ = self.serving.await;
         self.batches.close();
-        let part = start + connections_part(self.grace.reserve);
         if timeout_at(part, self.batches.wait()).await.is_err() {
             warn!(
                 batches = self.batches.len(),
                 "batches still on their way to the upstream are left behind"
             );
         }
-        self.drains.stop(end.saturating_duration_since(Instant::now())).await;
-        self.queue.close().await;
+        // The last quarter is for the destinations' answers that are still awaited, and for the queue.
+        self.drains.stop(end - reserve / 4, end).await;
+        let waiting = attached(&self.queue.stats());
+        if timeout_at(end, self.queue.close()).await.is_err() {
+            warn!("the queue did not close in time; what was acknowledged is on disk all the same");
+        }
         self.stop_helpers.cancel();
         self.helpers.close();
         let _ = timeout_at(end, self.helpers.wait()).await;
-        info!("ended");
+        info!(events_waiting = waiting, "ended");
     }
 
-    /// Returns when nobody is connected, nothing is under way and nothing waits, and this has lasted for [`QUIET`].
-    async fn finished(&self) {
+    /// Returns when nobody is connected and nothing is under way, and this has lasted for [`QUIET`].
+    async fn quiet(&self) {
         let mut quiet_since: Option<Instant> = None;
         loop {
-            let waiting: u64 = attached(&self.queue.stats());
-            let busy = waiting > 0 || !self.batches.is_empty() || self.connections.load(Ordering::Relaxed) > 0;
+            let busy = !self.batches.is_empty() || self.connections.load(Ordering::Relaxed) > 0;
             let since = *quiet_since.get_or_insert_with(Instant::now);
             if busy {
                 quiet_since = None;
@@ -278,6 +289,26 @@ async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationT
                 info!("the queue is available again");
             }
             _ => {}
+        }
+    }
+}
+
+/// Makes the series of every environment and destination appear with 0, so that rates see their first events.
+fn show_from_the_start(config: &Config, metrics: &Metrics) {
+    for environment in &config.environments {
+        for destination in &environment.destinations {
+            let labels = [environment.name.as_str(), destination.as_str()];
+            for counter in [
+                &DESTINATION_QUEUED,
+                &DESTINATION_RECOVERED,
+                &DESTINATION_DELIVERED,
+                &DESTINATION_DEAD,
+                &DESTINATION_EVICTED,
+                &DESTINATION_CORRUPT,
+            ] {
+                metrics.counter(counter, &labels).increment(0);
+            }
+            metrics.gauge(&DESTINATION_WAITING, &labels).set(0.0);
         }
     }
 }

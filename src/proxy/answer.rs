@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tower::{BoxError, Layer, Service};
 
 use crate::metrics::{Metrics, REQUEST_ERRORS};
-use crate::proxy::{Failure, Fault, Reply};
+use crate::proxy::{Failure, Fault, Notices, Reply};
 
 /// Names the relay as the author of an answer, and whose fault it was.
 pub(super) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-flagtap-error");
@@ -22,12 +22,16 @@ pub(super) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-flagtap-e
 #[derive(Clone)]
 pub(super) struct AnswerLayer {
     metrics: Arc<Metrics>,
+    notices: Arc<Notices>,
 }
 
 impl AnswerLayer {
     /// Returns the layer; it counts what it answers.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+        Self {
+            metrics,
+            notices: Arc::default(),
+        }
     }
 }
 
@@ -38,6 +42,7 @@ impl<S> Layer<S> for AnswerLayer {
         Answer {
             inner,
             metrics: Arc::clone(&self.metrics),
+            notices: Arc::clone(&self.notices),
         }
     }
 }
@@ -47,6 +52,7 @@ impl<S> Layer<S> for AnswerLayer {
 pub(super) struct Answer<S> {
     inner: S,
     metrics: Arc<Metrics>,
+    notices: Arc<Notices>,
 }
 
 impl<S, B> Service<Request<B>> for Answer<S>
@@ -64,7 +70,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let answering = self.inner.call(request);
-        let metrics = Arc::clone(&self.metrics);
+        let (metrics, notices) = (Arc::clone(&self.metrics), Arc::clone(&self.notices));
         Box::pin(async move {
             match answering.await {
                 Ok(answer) => Ok(answer),
@@ -77,6 +83,12 @@ where
                     metrics
                         .counter(&REQUEST_ERRORS, &[failure.fault().as_str(), failure.reason()])
                         .increment(1);
+                    if failure.fault() != Fault::Client
+                        && let Some(requests) = notices.due(failure.reason())
+                    {
+                        let (fault, reason) = (failure.fault().as_str(), failure.reason());
+                        tracing::warn!(fault, reason, requests, "requests got an answer of flagtap's own");
+                    }
                     Ok(own(&failure))
                 }
             }

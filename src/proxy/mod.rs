@@ -30,9 +30,11 @@ mod capture;
 mod detached;
 pub mod forward;
 pub mod listen;
+mod notices;
 pub mod tee;
 
 pub use body::{Outbound, Pause, Reply};
+pub use notices::Notices;
 
 use answer::AnswerLayer;
 use capture::{Cap, Captured, Held, capture};
@@ -256,6 +258,7 @@ struct Shared {
     cap: Cap,
     settings: RelaySettings,
     batches: TaskTracker,
+    notices: Notices,
     metrics: Arc<Metrics>,
 }
 
@@ -283,6 +286,7 @@ impl Relay {
                 cap,
                 settings,
                 batches,
+                notices: Notices::default(),
                 metrics,
             }),
         }
@@ -411,7 +415,12 @@ impl Shared {
         let failed = match tokio::time::timeout(self.settings.append_timeout, &mut teeing).await {
             Ok(outcome) => matches!(outcome, Outcome::Failed(_)),
             Err(_elapsed) => {
-                tracing::warn!("the queue is slow; an answer did not wait for its copy");
+                if let Some(answers) = self.notices.due("slow_copy") {
+                    tracing::warn!(
+                        answers,
+                        "the copy took longer than tee.append_timeout; answers did not wait for it"
+                    );
+                }
                 self.batches.spawn(teeing);
                 true
             }
@@ -428,6 +437,8 @@ impl Shared {
             Ok(2) => "2xx",
             Ok(3) => "3xx",
             Ok(4) => "4xx",
+            // Nobody is there to be answered.
+            Err(Failure::BodyAborted) => "none",
             _ => "5xx",
         };
         self.metrics.counter(&REQUESTS, &[route, class]).increment(1);

@@ -15,7 +15,7 @@ use crate::event::Schema;
 use crate::export::selection::{Judgement as Selected, Selection};
 use crate::metrics::{self as inventory, Metrics};
 use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform};
-use crate::proxy::{Judgement, When};
+use crate::proxy::{Judgement, Notices, When};
 use crate::queue::{Appended, Entry, Mark, Queue};
 use crate::record::{Origin, Record, RecordEvent};
 
@@ -86,6 +86,7 @@ pub struct Tee {
     metrics: Arc<Metrics>,
     // Inflating multiplies a body's size: two at a time bound the memory at twice `tee.max_decompressed`.
     inflating: Semaphore,
+    notices: Notices,
 }
 
 struct Counters {
@@ -138,6 +139,7 @@ impl Tee {
             metrics,
 
             inflating: Semaphore::new(2),
+            notices: Notices::default(),
         }
     }
 
@@ -155,9 +157,17 @@ impl Tee {
                 UNKNOWN
             }
         };
+        self.not_teed(name, reason);
+    }
+
+    /// Counts a batch that passed through without a copy, and says so once a minute and reason.
+    fn not_teed(&self, environment: &str, reason: &'static str) {
         self.metrics
-            .counter(&inventory::BATCHES_NOT_TEED, &[name, reason])
+            .counter(&inventory::BATCHES_NOT_TEED, &[environment, reason])
             .increment(1);
+        if let Some(batches) = self.notices.due(reason) {
+            tracing::warn!(environment, reason, batches, "batches passed through without a copy");
+        }
     }
 
     /// Takes a forwarded batch to its outcome. Runs to the end also when nobody waits for it.
@@ -240,9 +250,7 @@ impl Tee {
             }
             Err(error) => {
                 let reason = error.metric_label();
-                self.metrics
-                    .counter(&inventory::BATCHES_NOT_TEED, &[&environment.name, reason])
-                    .increment(1);
+                self.not_teed(&environment.name, reason);
                 self.metrics
                     .counter(&inventory::EVENTS_NOT_TEED, &[&environment.name, reason])
                     .increment(count);

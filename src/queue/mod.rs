@@ -290,6 +290,16 @@ pub struct Stats {
     pub consumers: Vec<ConsumerStats>,
 }
 
+impl Stats {
+    /// What `unavailable` says while the engine has not yet tried.
+    pub const OPENING: &'static str = "opening";
+
+    /// Returns true until the engine has opened or has failed to.
+    pub fn is_opening(&self) -> bool {
+        self.unavailable.as_deref() == Some(Self::OPENING)
+    }
+}
+
 /// What a destination's cursor has ahead of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConsumerStats {

@@ -164,7 +164,7 @@ impl SledQueue {
             clock,
             horizon: watch::Sender::new(Horizon::default()),
             state: Mutex::new(State {
-                unavailable: Some("opening".to_owned()),
+                unavailable: Some(Stats::OPENING.to_owned()),
                 ..State::default()
             }),
         });
