@@ -4,6 +4,9 @@
 //! answered before and broke now, if the batch has a payload id, by which the service recognises the repetition.
 //! A streamed request has neither.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::timeout::{Timeout, TimeoutLayer};
-use tower::{BoxError, ServiceBuilder, ServiceExt};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use crate::proxy::{Failure, Outbound, UpstreamSettings};
 
@@ -23,9 +26,26 @@ mod hop_by_hop;
 
 use connect::{Answers, Connector};
 
-/// The upstream: where it is and the pooled client that reaches it.
+/// The upstream, as the relay uses it.
 #[derive(Clone)]
 pub struct Upstream {
+    way: Arc<Way>,
+    whole: Timeout<Tries>,
+}
+
+/// A captured request.
+struct Whole {
+    parts: Arc<Parts>,
+    body: Bytes,
+    repeatable: bool,
+}
+
+/// Sends a captured request, once more if that is safe and promising.
+#[derive(Clone)]
+struct Tries(Arc<Way>);
+
+/// Where the upstream is and the pooled client that reaches it.
+struct Way {
     scheme: Scheme,
     authority: Authority,
     host: HeaderValue,
@@ -36,7 +56,6 @@ pub struct Upstream {
     /// What it wants to see on each.
     proxy_authorization: Option<HeaderValue>,
     client: Client<Connector, Outbound>,
-    whole: Timeout<Client<Connector, Outbound>>,
 }
 
 impl Upstream {
@@ -62,11 +81,7 @@ impl Upstream {
             .http2_keep_alive_interval(Some(Duration::from_secs(20)))
             .set_host(false)
             .build(connector);
-        // The timeout is the outermost layer: connecting, a second connection and the wait for the head all count.
-        let whole = ServiceBuilder::new()
-            .layer(TimeoutLayer::new(settings.timeout))
-            .service(client.clone());
-        Ok(Self {
+        let way = Arc::new(Way {
             scheme,
             authority,
             host,
@@ -74,37 +89,70 @@ impl Upstream {
             through_proxy,
             proxy_authorization,
             client,
-            whole,
-        })
+        });
+        // The timeout is the outermost layer: connecting, the second try and the wait for the head all count.
+        let whole = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(settings.timeout))
+            .service(Tries(Arc::clone(&way)));
+        Ok(Self { way, whole })
     }
 
     /// Sends a request whose body was captured; returns the answer with its body unread.
-    pub async fn send(&self, parts: &Parts, body: &Bytes, repeatable: bool) -> Result<Response<Incoming>, Failure> {
-        let first = self.request(parts, Outbound::Whole(Some(body.clone())))?;
-        let error = match self.whole.clone().oneshot(first).await {
-            Ok(answer) => return self.noted(answer),
-            Err(error) => error,
+    ///
+    /// `repeatable` says that the service recognises a repetition of the request.
+    pub async fn send(
+        &self,
+        parts: &Arc<Parts>,
+        body: &Bytes,
+        repeatable: bool,
+    ) -> Result<Response<Incoming>, Failure> {
+        let whole = Whole {
+            parts: Arc::clone(parts),
+            body: body.clone(),
+            repeatable,
         };
-        if !(repeatable && broke_after_use(&error)) {
-            return Err(failure(&error));
-        }
-        tracing::debug!("pooled connection broke before the answer, sending the batch once more");
-        let second = self.request(parts, Outbound::Whole(Some(body.clone())))?;
-        self.whole
-            .clone()
-            .oneshot(second)
-            .await
-            .map_err(|error| failure(&error))
-            .and_then(|answer| self.noted(answer))
+        let answer = self.whole.clone().oneshot(whole).await;
+        answer.map_err(|error| failure(&error))
     }
 
     /// Sends a request whose body goes on as it comes. No timeout but that of connecting: a stream lives for hours.
     pub async fn stream(&self, parts: &Parts, body: Outbound) -> Result<Response<Incoming>, Failure> {
+        self.way.once(parts, body).await.map_err(|error| failure(&error))
+    }
+}
+
+impl Service<Whole> for Tries {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, whole: Whole) -> Self::Future {
+        let way = Arc::clone(&self.0);
+        Box::pin(async move {
+            let Whole {
+                parts,
+                body,
+                repeatable,
+            } = whole;
+            match way.once(&parts, Outbound::Whole(Some(body.clone()))).await {
+                Err(error) if repeatable && broke_after_use(&error) => {
+                    tracing::debug!("pooled connection broke before the answer, sending the batch once more");
+                    way.once(&parts, Outbound::Whole(Some(body))).await
+                }
+                outcome => outcome,
+            }
+        })
+    }
+}
+
+impl Way {
+    async fn once(&self, parts: &Parts, body: Outbound) -> Result<Response<Incoming>, BoxError> {
         let request = self.request(parts, body)?;
-        match self.client.request(request).await {
-            Ok(answer) => self.noted(answer),
-            Err(error) => Err(failure(&error.into())),
-        }
+        Ok(self.noted(self.client.request(request).await?)?)
     }
 
     /// Returns the answer as it goes on to the client.
