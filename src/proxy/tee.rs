@@ -334,3 +334,6 @@ fn decode(platform: &dyn Platform, parts: &Parts, body: &Bytes, route: &EventRou
         route,
     })
 }
+
+#[cfg(test)]
+mod tests;
