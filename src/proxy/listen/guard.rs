@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -19,6 +20,9 @@ use tokio::time::{Instant, Sleep};
 pub(super) struct Activity {
     open: AtomicUsize,
     finished: AtomicU64,
+    /// The read that waits while a request is under way. hyper does not read again when its request is finished, so
+    /// the idle time would never begin.
+    reading: AtomicWaker,
 }
 
 /// One request under way; finished when dropped.
@@ -35,7 +39,8 @@ impl Activity {
 impl Drop for InRequest {
     fn drop(&mut self) {
         self.0.finished.fetch_add(1, Ordering::Relaxed);
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.reading.wake();
     }
 }
 
@@ -165,6 +170,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             }
             Poll::Pending => {
                 let this = self.as_mut().get_mut();
+                // Before the look at the requests under way, so that none can finish unseen in between.
+                this.activity.reading.register(cx.waker());
                 this.set_deadline();
                 if this.deadline.is_some() && this.timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -253,6 +260,22 @@ mod tests {
         let start = Instant::now();
         let error = guarded.read(&mut buf).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed().as_secs(), 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_idle_patience_begins_although_nobody_reads_again() {
+        let (_client, server) = duplex(64);
+        let activity = Arc::new(Activity::default());
+        let mut guarded = Guarded::new(server, Arc::clone(&activity), PATIENCE);
+        let request = activity.begin();
+        let start = Instant::now();
+        let reading = tokio::spawn(async move { guarded.read(&mut [0; 8]).await.unwrap_err() });
+        tokio::task::yield_now().await;
+        // The only wake-up that the reading task gets before its deadline.
+        drop(request);
+        let error = tokio::time::timeout(Duration::from_secs(3600), reading).await;
+        assert_eq!(error.unwrap().unwrap().kind(), io::ErrorKind::TimedOut);
         assert_eq!(start.elapsed().as_secs(), 120);
     }
 
