@@ -11,6 +11,7 @@ mod harness;
 mod hostile;
 mod kinesis;
 mod layering;
+mod limits;
 mod loss;
 mod passthrough;
 mod replay;
