@@ -82,7 +82,7 @@ inventory! {
     QUEUE_CORRUPT_RECORDS: Counter "flagtap_queue_corrupt_records_total" [] "Records that could not be read any more.";
     QUEUE_QUARANTINED: Counter "flagtap_queue_quarantined_total" [] "Parts of the queue set aside because they could not be opened.";
     QUEUE_DEAD_LETTERS: Gauge "flagtap_queue_dead_letters" ["destination"] "Dead letters kept.";
-    QUEUE_UNCONFIGURED_CURSORS: Gauge "flagtap_queue_unconfigured_cursors" [] "Cursors whose destination is not in the configuration; they hold disk space until removed.";
+    QUEUE_UNCONFIGURED_CURSORS: Gauge "flagtap_queue_unconfigured_cursors" [] "Cursors whose destination is not in the configuration; what waits for them holds disk space until a limit removes it.";
 }
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));

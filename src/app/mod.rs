@@ -1,4 +1,4 @@
-//! The composition root: the only file that names concrete engines, destinations and tasks.
+//! The composition root: names the queue engines, starts every task and ends it.
 //!
 //! Start: listeners bind, the queue opens (for a few seconds the start waits for it), drains, traffic; neither the
 //! upstream nor a destination has to answer. Stop: on the first signal the relay goes on accepting, because an

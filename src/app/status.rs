@@ -1,7 +1,7 @@
 //! The `/status` document: is the tee on, what waits, which destination is in trouble and why.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
@@ -51,6 +51,9 @@ fn destination(name: &str, stats: &Stats, status: &DrainStatus) -> Value {
         shown.insert("since".to_owned(), time(*since));
         shown.insert("next_try".to_owned(), time(*next));
     }
+    if let Some(why) = &now.queue_error {
+        shown.insert("queue_error".to_owned(), json!(why));
+    }
     shown.insert(
         "last_delivered".to_owned(),
         now.last_delivered.map_or(Value::Null, time),
@@ -58,7 +61,11 @@ fn destination(name: &str, stats: &Stats, status: &DrainStatus) -> Value {
     if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
         let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
         shown.insert("waiting".to_owned(), json!(waiting));
-        shown.insert("oldest_waiting_ms".to_owned(), json!(consumer.oldest_waiting_ms));
+        let since = consumer.oldest_waiting_ms.map(Duration::from_millis);
+        shown.insert(
+            "oldest_waiting_since".to_owned(),
+            since.map_or(Value::Null, |since| time(UNIX_EPOCH + since)),
+        );
     }
     let dead = stats
         .dead_letters

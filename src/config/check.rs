@@ -8,7 +8,7 @@ use http::Uri;
 
 use super::destinations::ReadDestination;
 use super::environments::ReadEnvironment;
-use super::queue::Queue;
+use super::queue::{Engine, Queue};
 use super::traffic::{Listen, Tee, Upstream};
 use crate::destination::Settings;
 use crate::problems::Place;
@@ -93,7 +93,12 @@ pub(super) fn sizes(root: &Section<'_>, tee: &Tee, queue: &Queue) {
 }
 
 /// Checks names, references and credentials.
-pub(super) fn environments(root: &Section<'_>, environments: &[ReadEnvironment], destinations: &[ReadDestination]) {
+pub(super) fn environments(
+    root: &Section<'_>,
+    environments: &[ReadEnvironment],
+    destinations: &[ReadDestination],
+    queue: &Queue,
+) {
     let environment_names: Vec<_> = environments.iter().filter_map(|read| read.name.as_ref()).collect();
     let destination_names: Vec<_> = destinations.iter().filter_map(|read| read.name.as_ref()).collect();
     unique(root, &environment_names);
@@ -132,6 +137,14 @@ pub(super) fn environments(root: &Section<'_>, environments: &[ReadEnvironment],
         let Settings::File(file) = &destination.settings else {
             continue;
         };
+        if let Engine::Sled { path } = &queue.engine
+            && (file.path.starts_with(path) || path.starts_with(&file.path))
+        {
+            root.problem_at(
+                place.clone(),
+                "has its folder and the queue's one inside the other; give each its own",
+            );
+        }
         if let Some(other) = folders.insert(&file.path, name) {
             root.problem_at(
                 place.clone(),

@@ -2,7 +2,7 @@
 //!
 //! [`Config::load`] reports every problem of a file at once, with line and column. What a key means and why its
 //! default is what it is stands in `config.example.yaml`; tests hold that file, `docs/configuration.md` and the
-//! readers here together. This is the only place that reads the process's environment.
+//! readers here together. Values for `${NAME}` come from here and from nowhere else.
 
 mod check;
 mod destinations;
@@ -186,7 +186,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
     let shutdown = root.section("shutdown", read_grace).unwrap_or_default();
     check::addresses(root, &listen, telemetry, &upstream);
     check::sizes(root, &tee, &queue);
-    check::environments(root, &environments, &destinations);
+    check::environments(root, &environments, &destinations, &queue);
     Some(Config {
         listen,
         telemetry,

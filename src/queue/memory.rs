@@ -1,6 +1,6 @@
 //! The queue in memory: for tests, and for `queue: memory` where losing what waits at a restart is acceptable.
 //!
-//! Promises everything that `queue/contract.rs` asks for but durability. Bounded by `max_bytes` of event JSON, and by
+//! Promises everything that `queue/contract` asks for but durability. Bounded by `max_bytes` of event JSON, and by
 //! `max_age`, which is looked at with every append and every call of `stats`.
 
 use std::collections::{BTreeMap, VecDeque};

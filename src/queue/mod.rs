@@ -1,7 +1,7 @@
 //! The durable queue between the relay and the destinations: one log, one durable cursor per destination.
 //!
 //! Owns the two traits and the values they exchange. Engines are one file (or folder) each and must pass the suite in
-//! `queue/contract.rs`; they hold no metrics code, [`observed`] counts. An engine never blocks the traffic: an append
+//! `queue/contract`; they hold no metrics code, [`observed`] counts. An engine never blocks the traffic: an append
 //! that cannot be made durable is refused with a reason.
 
 #[cfg(test)]

@@ -146,6 +146,9 @@ pub fn read(section: &mut Section<'_>) -> Option<Settings> {
         section.problem(Some("external_id"), "means nothing without `role_arn`");
     }
     let endpoint: Option<http::Uri> = section.optional("endpoint");
+    if let Some(endpoint) = &endpoint {
+        check_endpoint(section, endpoint);
+    }
     let settings = Settings {
         role_arn,
         external_id,
@@ -161,6 +164,23 @@ pub fn read(section: &mut Section<'_>) -> Option<Settings> {
 }
 
 // A wrong name would make AWS refuse every record as invalid, so it is caught here.
+fn check_endpoint(section: &Section<'_>, endpoint: &http::Uri) {
+    let loopback = matches!(endpoint.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    if endpoint.scheme_str() != Some("https") && !loopback {
+        let message = "must be https: events would cross the network in plain text (http is for loopback)";
+        section.problem(Some("endpoint"), message);
+    }
+    if endpoint
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
+        section.problem(
+            Some("endpoint"),
+            "holds a user name or password; credentials come from AWS's usual places",
+        );
+    }
+}
+
 fn read_stream(section: &mut Section<'_>) -> Option<Stream> {
     let name: Option<String> = section.optional("stream_name");
     let arn: Option<String> = section.optional("stream_arn");
