@@ -227,8 +227,9 @@ impl App {
                 "batches still on their way to the upstream are left behind"
             );
         }
-        // The last quarter is for the destinations' answers that are still awaited, and for the queue.
-        self.drains.stop(end - reserve / 4, end).await;
+        // The last quarter is for the destinations' answers that are still awaited, and its second half for the queue: a
+        // destination that hangs must not take that too.
+        self.drains.stop(end - reserve / 4, end - reserve / 8).await;
         let waiting = attached(&self.queue.stats());
         if timeout_at(end, self.queue.close()).await.is_err() {
             warn!("the queue did not close in time; what was acknowledged is on disk all the same");
