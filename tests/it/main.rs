@@ -16,6 +16,7 @@ mod loss;
 mod passthrough;
 mod replay;
 mod sdks;
+mod shutdown;
 mod support;
 mod tls;
 mod upstream_tls;

@@ -6,6 +6,7 @@
 pub(crate) mod eventually;
 pub(crate) mod export;
 pub(crate) mod http1;
+pub(crate) mod kinesis;
 pub(crate) mod metrics;
 pub(crate) mod raw;
 pub(crate) mod recording;
