@@ -6,7 +6,7 @@ use std::process::Command;
 
 const PAGES: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs"];
 
-/// Scenario: every path of this repository that a page names in backticks or as a link.
+/// Scenario: every path of this repository that a page names in backticks or as a link; sources also without `src/`.
 /// Guarantees: it exists.
 #[test]
 fn paths_named_in_the_documentation_exist() {
@@ -24,7 +24,8 @@ fn paths_named_in_the_documentation_exist() {
     let mut missing = Vec::new();
     for page in &pages {
         for named in paths_in(&fs::read_to_string(page).unwrap()) {
-            if !root.join(&named).exists() && !page.parent().unwrap().join(&named).exists() {
+            let bases = [root, &root.join("src"), page.parent().unwrap()];
+            if !bases.iter().any(|base| base.join(&named).exists()) {
                 missing.push(format!("{} names {named}", page.display()));
             }
         }
@@ -66,9 +67,12 @@ fn paths_in(text: &str) -> Vec<String> {
     };
     let ours = |word: &&str| {
         let root_file = word.ends_with(".md") || word.ends_with(".yaml") || *word == "Makefile";
+        let source = word.contains('/') && word.ends_with(".rs");
         !word.contains([' ', '*', '<', '{', '…', '\n'])
             && !word.contains("://")
-            && (FOLDERS.iter().any(|folder| word.starts_with(folder)) || (root_file && !word.contains("config.yaml")))
+            && (FOLDERS.iter().any(|folder| word.starts_with(folder))
+                || source
+                || (root_file && !word.contains("config.yaml")))
     };
     let links = linked.filter(|word| !word.contains("://") && !word.starts_with(['#', '/']) && !word.contains(' '));
     quoted
@@ -83,7 +87,7 @@ fn paths_in(text: &str) -> Vec<String> {
 /// Guarantees: the check can fail.
 #[test]
 fn paths_are_found_in_text() {
-    let text =
-        "see `src/lib.rs`, `src/{a,b}.rs`, [the tests](docs/testing.md#x) and `cargo test` at [home](https://x.y)";
-    assert_eq!(paths_in(text), ["src/lib.rs", "docs/testing.md"]);
+    let text = "see `src/lib.rs`, `queue/mod.rs`, `src/{a,b}.rs`, `mod.rs`, [the tests](docs/testing.md#x) and `cargo test` \
+                at [home](https://x.y)";
+    assert_eq!(paths_in(text), ["src/lib.rs", "queue/mod.rs", "docs/testing.md"]);
 }

@@ -1,13 +1,25 @@
 //! The architecture as a test: who may import whom, and how long a file may be.
 //!
 //! A file imports only from lower levels and from the `mod.rs` files of the folders it is in; siblings never import
-//! siblings, but for the files of one implementation (`queue/sled/*`, `platform/launchdarkly/*`). Suites under
-//! `cfg(test)` may import what they test.
+//! siblings, but for the files of one unit ([`UNITS`]). Suites under `cfg(test)` may import what they test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const MOST_LINES: usize = 500;
+
+/// Folders whose files are one thing in several files, and may import each other. `*` is any name.
+const UNITS: [&[&str]; 9] = [
+    &["app"],
+    &["cli", "demo"],
+    &["config"],
+    &["destination", "*"],
+    &["drain"],
+    &["platform", "launchdarkly"],
+    &["queue", "sled"],
+    &["record"],
+    &["section"],
+];
 
 /// Returns a module's level, for a path such as `queue::sled::writer`. Levels of ten are those of `ARCHITECTURE.md`;
 /// five between them orders the modules of one level.
@@ -36,7 +48,7 @@ struct Source {
     text: String,
 }
 
-/// Scenario: every `crate::` path in `src`.
+/// Scenario: every `crate::`, `super::` and `self::` path in `src`.
 /// Guarantees: dependencies point downwards.
 #[test]
 fn imports_point_downwards() {
@@ -49,7 +61,7 @@ fn imports_point_downwards() {
             wrong.push(format!("{} has no level in this test's table", source.path.display()));
             continue;
         };
-        for (number, target) in imports(&source.text) {
+        for (number, target) in imports(source) {
             // The longest prefix that is a file; the rest of the path is an item in it.
             let found = modules
                 .iter()
@@ -59,7 +71,7 @@ fn imports_point_downwards() {
             };
             if !may_import(source, own, target) {
                 let (path, target) = (source.path.display(), target.join("::"));
-                wrong.push(format!("{path}:{number} imports crate::{target}"));
+                wrong.push(format!("{path}:{number} imports {target}"));
             }
         }
     }
@@ -87,13 +99,7 @@ fn files_are_short() {
 #[test]
 fn imports_against_the_levels_are_seen() {
     let judge = |from: &str, is_folder: bool, to: &str| {
-        let split = |path: &str| path.split("::").map(str::to_owned).collect::<Vec<_>>();
-        let source = Source {
-            path: PathBuf::new(),
-            module: split(from),
-            is_folder,
-            text: String::new(),
-        };
+        let source = made_up(from, is_folder, "");
         may_import(&source, level(&source.module).unwrap(), &split(to))
     };
     assert!(judge("queue::memory", false, "record"));
@@ -102,38 +108,92 @@ fn imports_against_the_levels_are_seen() {
     assert!(judge("queue::sled", true, "queue::sled::writer"));
     assert!(judge("drain::retry", false, "drain"));
     assert!(judge("drain", true, "drain::retry"));
+    assert!(judge("drain::window", false, "drain::pack"));
+    assert!(judge("destination::file::folder", false, "destination::file"));
     assert!(judge("app", false, "queue::sled"));
     assert!(judge("export::envelope", false, "export"));
     assert!(!judge("record", false, "queue"));
     assert!(!judge("queue::memory", false, "queue::sled"));
-    assert!(!judge("destination::file", false, "destination::kinesis"));
-    assert!(!judge("drain::retry", false, "drain::pack"));
+    assert!(!judge("queue::memory", false, "queue::ledger"));
+    assert!(!judge("destination::file", true, "destination::kinesis"));
+    assert!(!judge(
+        "destination::file::folder",
+        false,
+        "destination::kinesis::verdict"
+    ));
     assert!(!judge("proxy", true, "drain"));
+    assert!(!judge("proxy::tee", false, "proxy::capture"));
+    assert!(!judge("cli::check", false, "cli::serve"));
     assert!(!judge("config", false, "app"));
+}
+
+/// Scenario: made-up files that name their neighbours in every way.
+/// Guarantees: all are resolved to the module they mean.
+#[test]
+fn relative_paths_are_resolved() {
+    let named = |from: &str, is_folder: bool, text: &str| -> Vec<String> {
+        let found = imports(&made_up(from, is_folder, text));
+        found.into_iter().map(|(_, path)| path.join("::")).collect()
+    };
+    let tree = "use crate::{event::Kind, queue::{Queue, sled::Sled}};\n// crate::app\n";
     assert_eq!(
-        imports("use crate::{event::Kind, queue::{Queue, sled::Sled}};\n// crate::app\n").len(),
-        3
+        named("proxy", true, tree),
+        ["event::Kind", "queue::Queue", "queue::sled::Sled"]
     );
+    assert_eq!(
+        named("queue::memory", false, "use super::{\n    sled::Sled,\n    Queue,\n};"),
+        ["queue::sled::Sled", "queue::Queue"]
+    );
+    assert_eq!(
+        named("queue::sled", true, "use super::memory::X;"),
+        ["queue::memory::X"]
+    );
+    assert_eq!(
+        named("queue::sled::open", false, "fn f(x: super::super::memory::X) {}"),
+        ["queue::memory::X"]
+    );
+    assert_eq!(
+        named("queue", true, "pub use self::ledger::Ledger;"),
+        ["queue::ledger::Ledger"]
+    );
+    assert_eq!(
+        named("drain", true, "macro_rules! m { () => { $crate::app::x } }"),
+        ["app::x"]
+    );
+    assert!(
+        named(
+            "drain",
+            true,
+            "let mysuper::x = y;\n#[cfg(test)]\nmod tests { use super::*; }"
+        )
+        .is_empty()
+    );
+}
+
+fn made_up(module: &str, is_folder: bool, text: &str) -> Source {
+    Source {
+        path: PathBuf::new(),
+        module: split(module),
+        is_folder,
+        text: text.to_owned(),
+    }
+}
+
+fn split(path: &str) -> Vec<String> {
+    path.split("::").map(str::to_owned).collect()
 }
 
 fn may_import(source: &Source, own: u8, target: &[String]) -> bool {
     let module = &source.module;
-    let folder = if source.is_folder {
-        module.as_slice()
-    } else {
-        &module[..module.len() - 1]
-    };
+    let folder = source.folder();
     if target == module.as_slice() || (source.is_folder && target.starts_with(folder)) {
         return true; // itself, or the files of its own folder
     }
     if !folder.is_empty() && folder.starts_with(target) {
         return true; // the mod.rs of a folder that it is in
     }
-    if folder.len() >= 2 && target.starts_with(folder) {
-        return true; // another file of the same implementation
-    }
-    if matches!(folder, [only] if only == "record" || only == "section") && target.starts_with(folder) {
-        return true; // one thing in several files
+    if unit(module).is_some_and(|unit| target.starts_with(unit)) {
+        return true;
     }
     if module.first() == target.first() && target.len() > 1 {
         return false; // a sibling
@@ -141,24 +201,66 @@ fn may_import(source: &Source, own: u8, target: &[String]) -> bool {
     level(target).is_some_and(|level| level < own)
 }
 
-/// Returns the line number and module path of each `crate::` path outside comments and tests.
-fn imports(text: &str) -> Vec<(usize, Vec<String>)> {
+/// Returns the part of a module's path that names the unit it belongs to.
+fn unit(module: &[String]) -> Option<&[String]> {
+    let matches = |unit: &&&[&str]| {
+        module.len() >= unit.len() && unit.iter().zip(module).all(|(name, part)| *name == "*" || name == part)
+    };
+    UNITS.iter().find(matches).map(|unit| &module[..unit.len()])
+}
+
+impl Source {
+    /// Returns the folder that the file is in: its own if it is a `mod.rs`.
+    fn folder(&self) -> &[String] {
+        if self.is_folder {
+            &self.module
+        } else {
+            &self.module[..self.module.len() - 1]
+        }
+    }
+
+    /// Returns what a path beginning with this keyword starts from.
+    fn start(&self, keyword: &str) -> Vec<String> {
+        match keyword {
+            "crate" => Vec::new(),
+            "self" => self.module.clone(),
+            _ => self.module[..self.module.len() - 1].to_vec(),
+        }
+    }
+}
+
+/// Returns the line number and module path of each path outside comments and tests that begins with `crate::`,
+/// `super::` or `self::`.
+fn imports(source: &Source) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     // Unit tests stand at the end of their file.
-    let shipped = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let shipped = source
+        .text
+        .split("\n#[cfg(test)]\nmod tests")
+        .next()
+        .unwrap_or_default();
     let mut lines = shipped.lines().enumerate();
     while let Some((index, line)) = lines.next() {
         let mut code = line.split("//").next().unwrap_or_default().to_owned();
-        if code.contains("crate::{") {
+        if ["crate::{", "super::{", "self::{"]
+            .iter()
+            .any(|group| code.contains(group))
+        {
             while code.matches('{').count() > code.matches('}').count() {
                 let Some((_, next)) = lines.next() else { break };
                 code.push_str(next.split("//").next().unwrap_or_default());
             }
         }
-        for rest in code.split("crate::").skip(1) {
-            expand(rest, &[])
-                .into_iter()
-                .for_each(|path| found.push((index + 1, path)));
+        for keyword in ["crate", "super", "self"] {
+            for (place, _) in code.match_indices(&format!("{keyword}::")) {
+                // Part of a longer name, or a `super` that the first one of its path takes along.
+                if code[..place].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+                    continue;
+                }
+                let rest = &code[place + keyword.len() + 2..];
+                let start = source.start(keyword);
+                found.extend(expand(rest, &start).into_iter().map(|path| (index + 1, path)));
+            }
         }
     }
     found
@@ -175,8 +277,10 @@ fn expand(tree: &str, prefix: &[String]) -> Vec<Vec<String>> {
         let end = rest
             .find(|c: char| !c.is_alphanumeric() && c != '_')
             .unwrap_or(rest.len());
-        if end > 0 {
-            path.push(rest[..end].to_owned());
+        match &rest[..end] {
+            "" | "self" => {}
+            "super" => drop(path.pop()),
+            name => path.push(name.to_owned()),
         }
         match rest[end..].strip_prefix("::") {
             Some(next) => rest = next,

@@ -3,6 +3,7 @@
 //! One binary for all integration tests, so that they link once. `docs/testing.md` says what is proved where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod commands;
 mod crash;
 mod docs;
 mod egress;

@@ -149,6 +149,11 @@ impl Relay {
         self.address
     }
 
+    /// Returns where probes and metrics are answered.
+    pub(crate) fn telemetry_address(&self) -> SocketAddr {
+        self.telemetry
+    }
+
     /// Returns a new connection to the relay.
     pub(crate) fn connect(&self) -> Connection {
         Connection::open(self.address)

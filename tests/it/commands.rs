@@ -1,0 +1,130 @@
+//! The commands beside `serve`, as a shell or a probe sees them: what they print and their exit codes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+use serde_json::json;
+
+use crate::support::export::read_lines;
+use crate::support::{Relay, Setup, Upstream, eventually};
+
+fn flagtap(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flagtap"))
+        .args(arguments)
+        .env_remove("FLAGTAP_CONFIG")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Scenario: `flagtap demo` in an empty folder.
+/// Guarantees: it ends with 0; its last line of progress says that everything exported is delivered and nothing waits,
+/// and so many events are in the file it names.
+#[test]
+fn the_demo_delivers_every_event_it_exports() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("demo");
+    let output = flagtap(&["demo", "--dir", folder.to_str().unwrap()]);
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}\n{}", text(&output.stderr));
+    let done = printed.lines().find(|line| line.trim_end().ends_with("done"));
+    let words: Vec<&str> = done.unwrap_or_else(|| panic!("{printed}")).split_whitespace().collect();
+    let before = |word: &str| words[words.iter().position(|other| *other == word).unwrap() - 1];
+    assert_eq!(before("waiting"), "0", "{words:?}");
+    let delivered: usize = before("delivered").parse().unwrap();
+    assert!(delivered > 0);
+    // `<n> events exported`
+    assert_eq!(
+        words[words.iter().position(|word| *word == "exported").unwrap() - 2],
+        before("delivered")
+    );
+    assert!(
+        printed.contains(&format!(" {delivered} are in the export")),
+        "{printed}"
+    );
+    let lines = read_lines(&folder.join("run-1/flagtap-export"));
+    assert_eq!(lines.len(), delivered);
+}
+
+/// Scenario: `flagtap check` on a file that can be used, on one that cannot, on none; `flagtap serve` on the bad one.
+/// Guarantees: 0 for the good one; 64 for the others, with the place of the problem, and nothing is started.
+#[test]
+fn check_says_by_its_exit_code_whether_a_file_can_be_used() {
+    let upstream = Upstream::start();
+    let mut setup = Setup::new(upstream.address());
+    let path = setup.write();
+    let path = path.to_str().unwrap();
+    let good = flagtap(&["check", path]);
+    assert_eq!(good.status.code(), Some(0), "{}", text(&good.stdout));
+    assert!(text(&good.stdout).contains("is valid: 1 environment, 1 destination"));
+    setup.config["listne"] = json!("127.0.0.1:0");
+    setup.write();
+    let bad = flagtap(&["check", path]);
+    assert_eq!(bad.status.code(), Some(64), "{}", text(&bad.stdout));
+    assert!(text(&bad.stdout).contains("listne"), "{}", text(&bad.stdout));
+    let served = flagtap(&["serve", "--config", path]);
+    assert_eq!(served.status.code(), Some(64));
+    assert!(text(&served.stderr).contains("listne"), "{}", text(&served.stderr));
+    assert!(!setup.queue().exists());
+    fs::remove_file(path).unwrap();
+    assert_eq!(flagtap(&["check", path]).status.code(), Some(64));
+}
+
+/// Scenario: `flagtap probe` before, during and at the end of a relay's life.
+/// Guarantees: `ready` is 0 only while it serves and was not asked to end, else 1 with the reason; `live` stays 0 to the
+/// end.
+#[test]
+fn probes_answer_by_their_exit_code() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = flagtap(&["probe", "ready", "--telemetry", &closed.to_string()]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains(&closed.to_string()));
+    let upstream = Upstream::start();
+    let mut setup = Setup::new(upstream.address());
+    setup.config["shutdown"] = json!({ "grace": "1m", "reserve": "1s" });
+    let mut relay = Relay::start(&setup);
+    let telemetry = relay.telemetry_address().to_string();
+    let probe = |what: &str| flagtap(&["probe", what, "--telemetry", &telemetry]);
+    // A probe has less than a second, which a busy machine may need for more than one try.
+    eventually("the relay to be ready", || {
+        probe("ready").status.success().then_some(())
+    });
+    eventually("the relay to be live", || probe("live").status.success().then_some(()));
+    // A client that stays keeps the relay from ending early.
+    let staying = relay.connect();
+    relay.terminate();
+    let not_ready = eventually("the relay to be not ready", || {
+        Some(probe("ready")).filter(|output| !output.status.success())
+    });
+    assert_eq!(not_ready.status.code(), Some(1));
+    assert!(
+        text(&not_ready.stderr).contains("answered 503"),
+        "{}",
+        text(&not_ready.stderr)
+    );
+    eventually("the relay to be live", || probe("live").status.success().then_some(()));
+    drop(staying);
+    let status = relay.wait();
+    assert!(status.success(), "{status}");
+}
+
+/// Scenario: `flagtap --version`, no command, and an unknown one.
+/// Guarantees: the version of the package with 0; where help is with 2.
+#[test]
+fn the_version_is_printed_and_wrong_arguments_are_refused() {
+    let version = flagtap(&["--version"]);
+    assert_eq!(version.status.code(), Some(0));
+    assert_eq!(
+        text(&version.stdout),
+        format!("flagtap {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    for arguments in [&[][..], &["sreve"], &["probe", "happy"]] {
+        let wrong = flagtap(arguments);
+        assert_eq!(wrong.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&wrong.stderr).contains("--help"), "{}", text(&wrong.stderr));
+    }
+}
