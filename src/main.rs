@@ -2,12 +2,6 @@
 
 use std::process::ExitCode;
 
-use mimalloc::MiMalloc;
-
-// Threads of three kinds (traffic, queue, delivery) pass buffers to one another; glibc would keep an arena for each.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
 fn main() -> ExitCode {
     flagtap::cli::main()
 }

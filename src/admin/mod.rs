@@ -8,14 +8,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -32,11 +36,38 @@ pub struct Telemetry {
     pub status: Box<dyn Fn() -> Value + Send + Sync>,
 }
 
+/// Connections at once: probes, a scraper or two, a person. More wait.
+const CONNECTIONS: usize = 64;
+
+/// For a request's head, and between two requests.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Serves the telemetry port until `stop`.
-pub async fn serve(listener: TcpListener, telemetry: Arc<Telemetry>, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, routes(telemetry))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+pub async fn serve(listener: TcpListener, telemetry: Arc<Telemetry>, stop: CancellationToken) {
+    let routes = routes(telemetry);
+    let seats = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Some(Ok(seat)) = stop.run_until_cancelled(Arc::clone(&seats).acquire_owned()).await {
+        let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else {
+            return;
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of files, or the client is gone already; either passes.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (routes, stop) = (TowerToHyperService::new(routes.clone()), stop.clone());
+        tokio::spawn(async move {
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .max_buf_size(16 * 1024);
+            let serving = builder.serve_connection(TokioIo::new(stream), routes);
+            // A client that leaves is nobody's problem here.
+            let _ = stop.run_until_cancelled(serving).await;
+            drop(seat);
+        });
+    }
 }
 
 fn routes(telemetry: Arc<Telemetry>) -> Router {

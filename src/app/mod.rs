@@ -7,6 +7,7 @@
 //! it, and a second signal ends it at once.
 
 mod drains;
+mod files;
 mod status;
 
 use std::net::SocketAddr;
@@ -89,8 +90,9 @@ impl App {
         metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")]).set(1.0);
         show_from_the_start(&config, &metrics);
 
+        let seats = files::seats(config.limits.connections);
         // Everything that can fail comes before anything that must be ended again.
-        let limits = connection_limits(&config);
+        let limits = connection_limits(&config, seats);
         let upstream = upstream(&config).context("cannot set up the connection to the upstream")?;
         let tls = config.listen.tls.as_ref().map(tls).transpose()?.map(Arc::new);
         let listener = bind(config.listen.address, "listen").await?;
@@ -147,14 +149,7 @@ impl App {
                 Box::new(move || status::document(&queue.stats(), &shown))
             },
         });
-        helpers.spawn({
-            let stop = stop_helpers.clone();
-            async move {
-                if let Err(error) = admin::serve(telemetry_listener, shown, stop).await {
-                    warn!(%error, "the telemetry port ended");
-                }
-            }
-        });
+        helpers.spawn(admin::serve(telemetry_listener, shown, stop_helpers.clone()));
         let connections = Arc::new(AtomicUsize::new(0));
         let listening = Listening {
             tls,
@@ -405,6 +400,7 @@ fn tee_settings(config: &Config) -> TeeSettings {
         },
         payload_window: config.dedupe.window,
         body_window: config.dedupe.body_window,
+        decoded_bytes: usize::try_from(config.tee.max_decompressed.0.saturating_mul(2)).unwrap_or(usize::MAX),
     }
 }
 
@@ -424,9 +420,9 @@ fn relay_settings(config: &Config) -> RelaySettings {
     }
 }
 
-fn connection_limits(config: &Config) -> ConnectionLimits {
+fn connection_limits(config: &Config, seats: usize) -> ConnectionLimits {
     ConnectionLimits {
-        connections: config.limits.connections,
+        connections: seats,
         headers: config.limits.headers,
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         header_timeout: config.limits.header_timeout,

@@ -170,8 +170,7 @@ pub struct ProbeError {
 
 /// Returns the item of a destination that writes lines: the export record and a newline.
 fn line(event: &ExportEvent<'_>) -> Item {
-    let mut body = envelope::render(event);
-    body.push(b'\n');
+    let body = on_one_line(envelope::render(event));
     Item {
         id: event.id.to_owned(),
         size: body.len(),
@@ -180,7 +179,32 @@ fn line(event: &ExportEvent<'_>) -> Item {
     }
 }
 
+/// Returns a record as one line. Line breaks that the SDK (or whoever posed as one) wrote between tokens become spaces:
+/// otherwise the text between them would pass for records of its own. JSON has none within tokens.
+fn on_one_line(mut record: Vec<u8>) -> Vec<u8> {
+    for byte in record.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+        *byte = b' ';
+    }
+    record.push(b'\n');
+    record
+}
+
 /// Returns the verdicts of a request whose items all had the same fate.
 fn all(verdict: &Verdict, items: &[Item]) -> Vec<Verdict> {
     vec![verdict.clone(); items.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_breaks_of_the_sender_make_no_records() {
+        let record = b"{\"event\":{\"data\":[\r\n{\"forged\":true}\n],\"text\":\"a\\nb\"}}".to_vec();
+        let line = on_one_line(record);
+        assert_eq!(
+            line,
+            b"{\"event\":{\"data\":[  {\"forged\":true} ],\"text\":\"a\\nb\"}}\n"
+        );
+    }
 }

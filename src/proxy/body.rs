@@ -25,8 +25,8 @@ pub enum Outbound {
         first: VecDeque<Bytes>,
         /// The rest.
         rest: Incoming,
-        /// How long the client may pause, for bodies on event routes; other streams may pause for ever.
-        pause: Option<Pause>,
+        /// How long the client may pause.
+        pause: Pause,
     },
 }
 
@@ -47,12 +47,12 @@ impl Pause {
 }
 
 impl Outbound {
-    /// Returns a body that hands on `body` as it comes.
-    pub fn streaming(body: Incoming) -> Self {
+    /// Returns a body that hands on `body` as it comes and ends when the client pauses for longer than `pause`.
+    pub fn streaming(body: Incoming, pause: Duration) -> Self {
         Self::Stream {
             first: VecDeque::new(),
             rest: body,
-            pause: None,
+            pause: Pause::new(pause),
         }
     }
 }
@@ -70,17 +70,12 @@ impl Body for Outbound {
                 }
                 match Pin::new(rest).poll_frame(cx) {
                     Poll::Ready(frame) => {
-                        if let Some(pause) = pause {
-                            pause.timer.as_mut().reset(Instant::now() + pause.limit);
-                        }
+                        pause.timer.as_mut().reset(Instant::now() + pause.limit);
                         Poll::Ready(frame.map(|result| result.map_err(Into::into)))
                     }
                     Poll::Pending => {
-                        if let Some(pause) = pause {
-                            ready!(pause.timer.as_mut().poll(cx));
-                            return Poll::Ready(Some(Err(Failure::BodyStalled.into())));
-                        }
-                        Poll::Pending
+                        ready!(pause.timer.as_mut().poll(cx));
+                        Poll::Ready(Some(Err(Failure::BodyStalled.into())))
                     }
                 }
             }

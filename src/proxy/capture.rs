@@ -14,7 +14,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use metrics::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::proxy::Failure;
 
@@ -26,6 +26,8 @@ pub(super) struct Cap {
     pub(super) budget: Arc<Semaphore>,
     /// How long the client may pause.
     pub(super) pause: Duration,
+    /// How long the whole body may take; one that takes longer goes on as a stream and gives its share back.
+    pub(super) whole: Duration,
     /// Shows what is held.
     pub(super) shown: Gauge,
 }
@@ -48,7 +50,7 @@ pub(super) enum Captured {
 /// A body's share of the memory budget, given back when dropped.
 pub(super) struct Held {
     /// Never read: its own drop gives the share back.
-    _share: Option<OwnedSemaphorePermit>,
+    _share: OwnedSemaphorePermit,
     bytes: usize,
     shown: Gauge,
 }
@@ -59,21 +61,26 @@ impl Drop for Held {
     }
 }
 
-/// Reads `body` whole if it fits.
+/// What a batch takes beside its body and head: tasks, buffers, the connection to the upstream. Without it a flood of
+/// empty bodies would weigh nothing.
+const FLOOR: usize = 4096;
+
+/// Frames below this are copied together: each kept by itself would cost far more than its bytes.
+const SMALL: usize = 4096;
+
+/// Reads `body` whole if it fits, with a request's head of `head` bytes.
 ///
 /// Fails if the client aborts or pauses for longer than the cap allows; then nothing goes to the upstream, which
 /// would get a broken request.
-pub(super) async fn capture(mut body: Incoming, cap: &Cap) -> Result<Captured, Failure> {
+pub(super) async fn capture(mut body: Incoming, head: usize, cap: &Cap) -> Result<Captured, Failure> {
     if body.size_hint().lower() > cap.body as u64 {
-        return Ok(Captured::Stream {
-            first: VecDeque::new(),
-            rest: body,
-            why: "too_large",
-        });
+        return Ok(passing(Frames::default(), body, "too_large"));
     }
-    let mut held: Option<OwnedSemaphorePermit> = None;
-    let mut frames: VecDeque<Bytes> = VecDeque::new();
-    let mut length = 0;
+    let Some(mut share) = cap.share(head + FLOOR) else {
+        return Ok(passing(Frames::default(), body, "memory_budget"));
+    };
+    let mut frames = Frames::default();
+    let deadline = Instant::now() + cap.whole;
     while !body.is_end_stream() {
         let next = timeout(cap.pause, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
         let frame = match next.await {
@@ -84,45 +91,83 @@ pub(super) async fn capture(mut body: Incoming, cap: &Cap) -> Result<Captured, F
         };
         // Trailers of a request are nothing an SDK sends; they end the body.
         let Ok(bytes) = frame.into_data() else { break };
-        length += bytes.len();
-        let permit = Arc::clone(&cap.budget).try_acquire_many_owned(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        frames.push_back(bytes);
-        if length > cap.body {
-            return Ok(Captured::Stream {
-                first: frames,
-                rest: body,
-                why: "too_large",
-            });
+        let more = cap.share(bytes.len());
+        frames.push(bytes);
+        if frames.length > cap.body {
+            return Ok(passing(frames, body, "too_large"));
         }
-        match (permit, &mut held) {
-            (Ok(permit), Some(held)) => held.merge(permit),
-            (Ok(permit), held) => *held = Some(permit),
-            (Err(_), _) => {
-                return Ok(Captured::Stream {
-                    first: frames,
-                    rest: body,
-                    why: "memory_budget",
-                });
-            }
+        match more {
+            Some(more) => share.merge(more),
+            None => return Ok(passing(frames, body, "memory_budget")),
+        }
+        if Instant::now() > deadline {
+            return Ok(passing(frames, body, "slow_body"));
         }
     }
-    cap.shown.increment(length as f64);
     let held = Held {
-        _share: held,
-        bytes: length,
+        _share: share,
+        bytes: frames.length,
         shown: cap.shown.clone(),
     };
-    Ok(Captured::Whole(joined(frames, length), held))
+    held.shown.increment(held.bytes as f64);
+    Ok(Captured::Whole(frames.joined(), held))
 }
 
-fn joined(mut frames: VecDeque<Bytes>, length: usize) -> Bytes {
-    // The usual body of a few kilobytes is one frame: no copy.
-    if frames.len() <= 1 {
-        return frames.pop_front().unwrap_or_default();
+fn passing(frames: Frames, rest: Incoming, why: &'static str) -> Captured {
+    Captured::Stream {
+        first: frames.all(),
+        rest,
+        why,
     }
-    let mut whole = BytesMut::with_capacity(length);
-    for frame in frames {
-        whole.extend_from_slice(&frame);
+}
+
+impl Cap {
+    fn share(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok()
     }
-    whole.freeze()
+}
+
+/// What was read of a body.
+#[derive(Default)]
+struct Frames {
+    whole: VecDeque<Bytes>,
+    /// Small frames that came after those, as one.
+    small: BytesMut,
+    length: usize,
+}
+
+impl Frames {
+    fn push(&mut self, bytes: Bytes) {
+        self.length += bytes.len();
+        if bytes.len() < SMALL && !(self.whole.is_empty() && self.small.is_empty()) {
+            self.small.extend_from_slice(&bytes);
+            return;
+        }
+        if !self.small.is_empty() {
+            self.whole.push_back(self.small.split().freeze());
+        }
+        self.whole.push_back(bytes);
+    }
+
+    fn all(mut self) -> VecDeque<Bytes> {
+        if !self.small.is_empty() {
+            self.whole.push_back(self.small.freeze());
+        }
+        self.whole
+    }
+
+    fn joined(self) -> Bytes {
+        let length = self.length;
+        let mut frames = self.all();
+        // The usual body of a few kilobytes is one frame: no copy.
+        if frames.len() <= 1 {
+            return frames.pop_front().unwrap_or_default();
+        }
+        let mut whole = BytesMut::with_capacity(length);
+        for frame in frames {
+            whole.extend_from_slice(&frame);
+        }
+        whole.freeze()
+    }
 }

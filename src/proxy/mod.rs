@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
@@ -28,12 +28,14 @@ mod answer;
 mod body;
 mod capture;
 mod detached;
+mod failure;
 pub mod forward;
 pub mod listen;
 mod notices;
 pub mod tee;
 
 pub use body::{Outbound, Pause, Reply};
+pub use failure::{Failure, Fault};
 pub use notices::Notices;
 
 use answer::AnswerLayer;
@@ -41,99 +43,6 @@ use capture::{Cap, Captured, Held, capture};
 use detached::Detached;
 use forward::Upstream;
 use tee::{Offer, Outcome, Tee};
-
-/// Whose fault a failure was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The client's.
-    Client,
-    /// The upstream's, or the network's on the way there.
-    Upstream,
-    /// Ours.
-    Relay,
-}
-
-impl Fault {
-    /// Returns the word used in `x-flagtap-error` and as a metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Upstream => "upstream",
-            Self::Relay => "relay",
-        }
-    }
-}
-
-/// Why the relay answers by itself.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// The client stopped sending its body.
-    #[error("the request body stalled")]
-    BodyStalled,
-    /// The client's body broke off or was not framed as announced.
-    #[error("the request body broke off")]
-    BodyAborted,
-    /// No connection: name, TCP, egress proxy or TLS.
-    #[error("the upstream cannot be reached")]
-    UpstreamUnreachable,
-    /// No answer in time.
-    #[error("the upstream did not answer in time")]
-    UpstreamTimeout,
-    /// The connection broke before the answer.
-    #[error("the upstream broke the connection")]
-    UpstreamBroke,
-    /// Over the limit on requests at once.
-    #[error("too many requests at once")]
-    Overloaded,
-    /// The request's target cannot be sent on.
-    #[error("the request cannot be forwarded")]
-    NotForwardable,
-    /// `tee.on_failure: refuse` and the copy could not be kept.
-    #[error("the events could not be kept for export; send them again")]
-    NotKept,
-    /// A defect of the relay.
-    #[error("internal error")]
-    Internal,
-}
-
-impl Failure {
-    /// Every failure.
-    pub const ALL: [Self; 9] = [
-        Self::BodyStalled,
-        Self::BodyAborted,
-        Self::UpstreamUnreachable,
-        Self::UpstreamTimeout,
-        Self::UpstreamBroke,
-        Self::Overloaded,
-        Self::NotForwardable,
-        Self::NotKept,
-        Self::Internal,
-    ];
-
-    /// Returns whose fault it is.
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::BodyStalled | Self::BodyAborted | Self::NotForwardable => Fault::Client,
-            Self::UpstreamUnreachable | Self::UpstreamTimeout | Self::UpstreamBroke => Fault::Upstream,
-            Self::Overloaded | Self::NotKept | Self::Internal => Fault::Relay,
-        }
-    }
-
-    /// Returns the word used in `x-flagtap-error` and as a metric label.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::BodyStalled => "body_stalled",
-            Self::BodyAborted => "body_aborted",
-            Self::UpstreamUnreachable => "unreachable",
-            Self::UpstreamTimeout => "timeout",
-            Self::UpstreamBroke => "connection_broken",
-            Self::Overloaded => "overloaded",
-            Self::NotForwardable => "not_forwardable",
-            Self::NotKept => "not_kept",
-            Self::Internal => "internal",
-        }
-    }
-}
 
 /// What the upstream made of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,9 +130,12 @@ pub struct RelaySettings {
     pub append_timeout: Duration,
     /// `tee.on_failure`.
     pub on_failure: OnFailure,
-    /// Requests at once; more are shed with 503.
+    /// Batches at once, and as many other requests; more are shed with 503.
     pub requests: usize,
 }
+
+/// How many pauses a captured body may take in all.
+const SLOWEST_BODY: u32 = 6;
 
 /// The relay with all its layers.
 pub type Stack = BoxCloneSyncService<Request<Incoming>, Response<Reply>, BoxError>;
@@ -240,7 +152,7 @@ pub fn stack(relay: Relay, requests: usize, metrics: &Arc<Metrics>) -> Stack {
             // Requests at once, over all connections. A place is held until the answer's head, so that streams that
             // live for hours do not use up the limit. The timeout of captured requests is a layer around the
             // upstream client (`forward`): a timeout out here would also end streams.
-            .layer(GlobalConcurrencyLimitLayer::new(requests))
+            .layer(GlobalConcurrencyLimitLayer::new(requests * 2))
             .service(relay),
     )
 }
@@ -256,6 +168,10 @@ struct Shared {
     upstream: Upstream,
     tee: Tee,
     cap: Cap,
+    /// Batches without an outcome.
+    places: Arc<Semaphore>,
+    /// Requests on other routes without an answer: they may wait for hours, and must not take the batches' places.
+    others: Arc<Semaphore>,
     settings: RelaySettings,
     batches: TaskTracker,
     notices: Notices,
@@ -276,6 +192,7 @@ impl Relay {
             body: settings.max_body,
             budget: Arc::new(Semaphore::new(settings.max_in_flight.min(Semaphore::MAX_PERMITS))),
             pause: settings.body_timeout,
+            whole: settings.body_timeout * SLOWEST_BODY,
             shown: metrics.gauge(&IN_FLIGHT_BYTES, &[]),
         };
         Self {
@@ -284,6 +201,8 @@ impl Relay {
                 upstream,
                 tee,
                 cap,
+                places: Arc::new(Semaphore::new(settings.requests)),
+                others: Arc::new(Semaphore::new(settings.requests)),
                 settings,
                 batches,
                 notices: Notices::default(),
@@ -314,7 +233,7 @@ impl Service<Request<Incoming>> for Relay {
             };
             let answering = async {
                 match route {
-                    Route::PassThrough => shared.upstream.stream(&parts, Outbound::streaming(body)).await,
+                    Route::PassThrough => shared.pass_through(parts, body).await,
                     Route::Events(route) => Arc::clone(&shared).events(route, parts, body).await,
                 }
             };
@@ -334,6 +253,12 @@ impl Service<Request<Incoming>> for Relay {
 }
 
 impl Shared {
+    async fn pass_through(&self, parts: Parts, body: Incoming) -> Result<Response<Incoming>, Failure> {
+        let _place = self.others.try_acquire().map_err(|_| Failure::Overloaded)?;
+        let body = Outbound::streaming(body, self.settings.body_timeout);
+        self.upstream.stream(&parts, body).await
+    }
+
     async fn events(
         self: Arc<Self>,
         route: EventRoute,
@@ -342,7 +267,17 @@ impl Shared {
     ) -> Result<Response<Incoming>, Failure> {
         let received_ms = now_ms();
         let identity = self.platform.identify(&route, &parts.headers);
-        match capture(body, &self.cap).await? {
+        if identity == Identity::Unknown {
+            // Nothing of it can be exported, so it takes no memory either.
+            self.tee.pass_by(identity, "unknown_credential");
+            let body = Outbound::streaming(body, self.settings.body_timeout);
+            return self.upstream.stream(&parts, body).await;
+        }
+        // Held to the batch's outcome, also when its client is gone: hanging up must not be a way around the limit.
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Err(Failure::Overloaded);
+        };
+        match capture(body, head_bytes(&parts), &self.cap).await? {
             Captured::Whole(body, held) => {
                 let batch = CapturedBatch {
                     received_ms,
@@ -351,6 +286,7 @@ impl Shared {
                     parts: Arc::new(parts),
                     body,
                     held,
+                    place,
                 };
                 let shared = Arc::clone(&self);
                 // A client that hangs up now takes its answer's future along, but not the batch.
@@ -361,7 +297,7 @@ impl Shared {
                 if why == "memory_budget" && self.settings.on_failure == OnFailure::Refuse {
                     return Err(Failure::NotKept);
                 }
-                let pause = Some(Pause::new(self.settings.body_timeout));
+                let pause = Pause::new(self.settings.body_timeout);
                 self.upstream
                     .stream(&parts, Outbound::Stream { first, rest, pause })
                     .await
@@ -378,6 +314,7 @@ impl Shared {
             parts,
             body,
             held,
+            place,
         } = batch;
         let fingerprint = match identity {
             Identity::Known(environment) | Identity::Lone(environment) => {
@@ -408,7 +345,7 @@ impl Shared {
         let shared = Arc::clone(&self);
         let mut teeing = Box::pin(async move {
             let outcome = shared.tee.offer(offer).await;
-            drop(held);
+            drop((held, place));
             outcome
         });
         // The copy is durable before the SDK gets its answer, unless the queue takes longer than the SDK should wait.
@@ -455,6 +392,16 @@ struct CapturedBatch {
     parts: Arc<Parts>,
     body: Bytes,
     held: Held,
+    place: OwnedSemaphorePermit,
+}
+
+/// Returns about what a request's head takes.
+fn head_bytes(parts: &Parts) -> usize {
+    let uri = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let headers = parts.headers.iter();
+    uri + headers
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum::<usize>()
 }
 
 fn now_ms() -> u64 {

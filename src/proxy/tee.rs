@@ -42,6 +42,8 @@ pub struct TeeSettings {
     pub payload_window: Duration,
     /// How long the hash of a body without a payload id is remembered.
     pub body_window: Duration,
+    /// What decoded batches may take in memory at once, bytes.
+    pub decoded_bytes: usize,
 }
 
 /// A batch that was forwarded.
@@ -84,8 +86,9 @@ pub struct Tee {
     environments: Vec<(TeeEnvironment, Counters)>,
     settings: TeeSettings,
     metrics: Arc<Metrics>,
-    // Inflating multiplies a body's size: two at a time bound the memory at twice `tee.max_decompressed`.
-    inflating: Semaphore,
+    /// What decoded batches may take until they are in the queue, in units of [`UNIT`]: a body grows when it is inflated
+    /// and split, by far more than its own bytes.
+    decoded: Semaphore,
     notices: Notices,
 }
 
@@ -104,6 +107,16 @@ const UNKNOWN: &str = "unknown";
 
 // Above this, decoding takes longer than the half millisecond an async thread may be kept.
 const DECODE_ON_THREAD: usize = 48 * 1024;
+
+/// What [`Tee::decoded`] counts in, bytes.
+const UNIT: usize = 1024;
+
+/// How much a body may grow by inflating, and how far it may in any case: the limits of [`crate::inflate`].
+const INFLATION: usize = 200;
+const INFLATED_FREELY: usize = 1024 * 1024;
+
+/// How much a body may grow by being split into events: `[1,1,…]` is the worst.
+const SPLITTING: usize = 32;
 
 impl Tee {
     /// Returns a tee over `environments`, in the order that the platform's identities refer to.
@@ -138,7 +151,7 @@ impl Tee {
             settings,
             metrics,
 
-            inflating: Semaphore::new(2),
+            decoded: Semaphore::new(settings.decoded_bytes / UNIT),
             notices: Notices::default(),
         }
     }
@@ -189,6 +202,8 @@ impl Tee {
             ..
         } = offer;
         let path_id = route.client_side_id.clone();
+        // The semaphore is never closed; an error would only mean one batch more at once.
+        let _share = self.decoded.acquire_many(self.weight(&parts, &body)).await.ok();
         let batch = match self.decode(parts, body, route).await {
             Ok(batch) => batch,
             Err(error) => {
@@ -205,7 +220,7 @@ impl Tee {
         }
         let count = events.len() as u64;
         let environment_id = match (&environment.environment_id, path_id) {
-            (configured, Some(in_path)) if configured.is_empty() => in_path,
+            (configured, Some(in_path)) if configured.is_empty() && is_id(&in_path) => in_path,
             (configured, _) => configured.clone(),
         };
         let record = Record {
@@ -282,17 +297,22 @@ impl Tee {
         }
     }
 
+    /// Returns what a body may grow to, as a share of `decoded`.
+    fn weight(&self, parts: &Parts, body: &Bytes) -> u32 {
+        let most = self.settings.decoded_bytes / 2;
+        let bytes = if parts.headers.contains_key(http::header::CONTENT_ENCODING) {
+            body.len().saturating_mul(INFLATION).max(INFLATED_FREELY)
+        } else {
+            body.len().saturating_mul(SPLITTING)
+        };
+        u32::try_from(bytes.min(most).div_ceil(UNIT)).unwrap_or(u32::MAX)
+    }
+
     async fn decode(&self, parts: Arc<Parts>, body: Bytes, route: EventRoute) -> Result<Batch, DecodeError> {
         let compressed = parts.headers.contains_key(http::header::CONTENT_ENCODING);
         if !compressed && body.len() <= DECODE_ON_THREAD {
             return decode(self.platform.as_ref(), &parts, &body, &route);
         }
-        // The semaphore is never closed; an error would only mean one body more at once.
-        let _turn = if compressed {
-            self.inflating.acquire().await.ok()
-        } else {
-            None
-        };
         let platform = Arc::clone(&self.platform);
         tokio::task::spawn_blocking(move || decode(platform.as_ref(), &parts, &body, &route))
             .await
@@ -324,6 +344,11 @@ impl Tee {
         }
         kept
     }
+}
+
+/// Returns true for what can be a client-side id (24 hex digits today): a path can hold anything.
+fn is_id(text: &str) -> bool {
+    text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn decode(platform: &dyn Platform, parts: &Parts, body: &Bytes, route: &EventRoute) -> Result<Batch, DecodeError> {

@@ -78,7 +78,8 @@ fn ambiguous_framing_smuggles_nothing() {
     ];
     for framing in &framings {
         let mut connection = relay.connect();
-        let sent = connection.send(format!("POST /bulk HTTP/1.1\r\nHost: x\r\n{framing}").as_bytes());
+        let head = format!("POST /bulk HTTP/1.1\r\nHost: x\r\nAuthorization: {SDK_KEY}\r\n{framing}");
+        let sent = connection.send(head.as_bytes());
         connection.finish_sending();
         if sent.is_ok()
             && let Ok(response) = connection.response(false)

@@ -21,7 +21,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use sha2::{Digest, Sha256};
 
-use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all};
+use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one_line};
 use crate::export::{ExportEvent, envelope};
 use crate::section::Section;
 use crate::units::ByteSize;
@@ -281,7 +281,7 @@ impl Destination for Kinesis {
     fn encode(&self, event: &ExportEvent<'_>) -> Encoded {
         let mut body = envelope::render(event);
         if self.settings.newline {
-            body.push(b'\n');
+            body = on_one_line(body);
         }
         let key = match self.settings.partition_by {
             PartitionBy::ContextKey => partition_key(envelope::partition_key(event), event.id),

@@ -1,9 +1,10 @@
 //! How a repetition of a batch is recognised, and the seed of its events' ids.
 //!
 //! Both are the first 16 bytes of a SHA-256 over a domain string and two fields, each field behind its length as 8
-//! bytes, big endian. With a payload id (the SDK's retry repeats it) the fields are environment name and payload id.
-//! Without one (PHP, SDKs of 2019, the beacon) key and seed are made of the bytes as they came on the wire, behind the
-//! credential for the key and behind the environment's name for the seed: an SDK's retry sends the very same bytes.
+//! bytes, big endian. The first field is the environment's name, for the key together with the credential: whoever
+//! knows one credential, and a client-side id is public, cannot have another one's batches taken for repetitions. The
+//! second is the payload id (the SDK's retry repeats it), or without one (PHP, SDKs of 2019, the beacon) the bytes as
+//! they came on the wire, which a retry sends once more.
 
 use sha2::{Digest, Sha256};
 
@@ -12,9 +13,14 @@ use crate::platform::{Captured, Carrier, Fingerprint};
 
 /// Returns the fingerprint of a captured request of this environment.
 pub(super) fn fingerprint(captured: &Captured<'_>, environment: &str) -> Fingerprint {
+    // Neither holds a zero byte.
+    let sender = format!(
+        "{environment}\0{}",
+        credentials::presented(captured.route, captured.headers)
+    );
     if let Some(id) = headers::payload_id(captured.headers) {
         return Fingerprint {
-            key: hash(b"flagtap duplicate by payload id\0", environment, id.as_bytes()),
+            key: hash(b"flagtap duplicate by payload id\0", &sender, id.as_bytes()),
             seed: hash(b"flagtap event ids by payload id\0", environment, id.as_bytes()),
             by_payload_id: true,
         };
@@ -23,9 +29,8 @@ pub(super) fn fingerprint(captured: &Captured<'_>, environment: &str) -> Fingerp
         Carrier::Body => captured.body,
         Carrier::Query => captured.query.unwrap_or_default().as_bytes(),
     };
-    let credential = credentials::presented(captured.route, captured.headers);
     Fingerprint {
-        key: hash(b"flagtap duplicate by body\0", credential, bytes),
+        key: hash(b"flagtap duplicate by body\0", &sender, bytes),
         seed: hash(b"flagtap event ids by body\0", environment, bytes),
         by_payload_id: false,
     }
@@ -99,7 +104,6 @@ mod tests {
         let again = Request {
             payload_id: Some("p"),
             body: "[]",
-            authorization: "mob-1",
             ..REQUEST
         };
         assert_eq!(first, of(&again, "production"));
@@ -124,6 +128,13 @@ mod tests {
             assert_ne!(first.key, other.key);
             assert_ne!(first.seed, other.seed);
         }
+        // Who knows the public client-side id must not have a server's batch taken for a repetition.
+        let stranger = Request {
+            payload_id: Some("p"),
+            authorization: "mob-1",
+            ..REQUEST
+        };
+        assert_ne!(first.key, of(&stranger, "production").key);
     }
 
     #[test]

@@ -4,23 +4,26 @@
 //! service needs to know whose events these are and to recognise a retry.
 
 use http::header::{
-    self, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, HOST, HeaderMap,
-    HeaderName,
+    self, ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, HOST,
+    HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, USER_AGENT,
 };
 
-const FIXED: [HeaderName; 8] = [
+const FIXED: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
     header::TRAILER,
-    header::TRANSFER_ENCODING,
+    TRANSFER_ENCODING,
     header::UPGRADE,
 ];
 
 // `Connection: Authorization` would turn an accepted batch into a 401, after which most SDKs send nothing any more.
-const PROTECTED: [HeaderName; 7] = [
+const PROTECTED: [HeaderName; 10] = [
+    ACCEPT,
     AUTHORIZATION,
     CONTENT_ENCODING,
     CONTENT_LENGTH,
@@ -28,6 +31,8 @@ const PROTECTED: [HeaderName; 7] = [
     COOKIE,
     DATE,
     HOST,
+    ORIGIN,
+    USER_AGENT,
 ];
 
 /// Returns a copy of `headers` without the hop-by-hop ones, in the same order.
@@ -36,12 +41,27 @@ const PROTECTED: [HeaderName; 7] = [
 pub(super) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
     let mut passed = HeaderMap::with_capacity(headers.len() + 1);
+    // With both, the length is not that of the content (RFC 9112 §6.3), and a reader that believed it would cut it off.
+    let misleading_length = headers.contains_key(TRANSFER_ENCODING);
     for (name, value) in headers {
+        if misleading_length && name == CONTENT_LENGTH {
+            continue;
+        }
         if !FIXED.contains(name) && !named.contains(name) {
             passed.append(name.clone(), value.clone());
         }
     }
     passed
+}
+
+/// Returns true if the content has a transfer coding besides `chunked`: the coding is this connection's, and nobody undid
+/// it.
+pub(super) fn is_coded(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| !coding.trim().is_empty() && !coding.trim().eq_ignore_ascii_case("chunked"))
 }
 
 /// Returns true if some header would stay behind.
@@ -116,6 +136,28 @@ mod tests {
                 "content-encoding"
             ]
         );
+    }
+
+    #[test]
+    fn a_length_beside_a_transfer_coding_is_not_believed() {
+        let kept = names(&[
+            ("content-length", "2"),
+            ("transfer-encoding", "chunked"),
+            ("x-site", "1"),
+        ]);
+        assert_eq!(kept, ["x-site"]);
+    }
+
+    #[test]
+    fn only_chunked_is_undone_here() {
+        let coded = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.append(TRANSFER_ENCODING, http::HeaderValue::from_static(value));
+            is_coded(&headers)
+        };
+        assert!(!coded("chunked") && !coded("Chunked"));
+        assert!(coded("gzip, chunked") && coded("gzip"));
+        assert!(!is_coded(&HeaderMap::new()));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{Extensions, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -165,6 +165,10 @@ impl Way {
             tracing::debug!("the egress proxy demands other credentials");
             return Err(Failure::UpstreamUnreachable);
         }
+        // Nothing here asked for a switch of protocols, and a transfer coding that nobody undid would garble the body.
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS || hop_by_hop::is_coded(answer.headers()) {
+            return Err(Failure::UpstreamBroke);
+        }
         // Few answers have any, and a copy of the headers costs more than a look.
         if hop_by_hop::any(answer.headers()) {
             *answer.headers_mut() = hop_by_hop::passed_on(answer.headers());
@@ -173,6 +177,10 @@ impl Way {
     }
 
     fn request(&self, parts: &Parts, body: Outbound) -> Result<Request<Outbound>, Failure> {
+        // A tunnel is nothing the events service has, and a coding besides chunked nothing that was undone here.
+        if parts.method == Method::CONNECT || hop_by_hop::is_coded(&parts.headers) {
+            return Err(Failure::NotForwardable);
+        }
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
         *request.version_mut() = Version::HTTP_11;

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::metrics::{CONNECTIONS, CONNECTIONS_ACCEPTED, Metrics};
-use crate::proxy::{ConnectionLimits, Reply, Stack};
+use crate::proxy::{ConnectionLimits, Notices, Reply, Stack};
 
 mod guard;
 pub mod tls;
@@ -62,10 +62,11 @@ pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, me
     let seats = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let tasks = TaskTracker::new();
+    let notices = Notices::default();
     let accepted = metrics.counter(&CONNECTIONS_ACCEPTED, &[]);
     let shown = metrics.gauge(&CONNECTIONS, &[]);
     while let Some(Ok(seat)) = stop.run_until_cancelled(Arc::clone(&seats).acquire_owned()).await {
-        let Some((stream, _)) = stop.run_until_cancelled(accept(&listener)).await else {
+        let Some((stream, _)) = stop.run_until_cancelled(accept(&listener, &notices)).await else {
             break;
         };
         accepted.increment(1);
@@ -115,7 +116,7 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept(listener: &TcpListener, notices: &Notices) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -125,7 +126,9 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
             Err(error) => {
                 // Out of file descriptors, or the client is gone already; either passes.
-                tracing::warn!(%error, "cannot accept a connection");
+                if let Some(times) = notices.due("accept") {
+                    tracing::warn!(%error, times, "cannot accept a connection");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
