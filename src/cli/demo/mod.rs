@@ -9,8 +9,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -89,9 +88,17 @@ async fn demo(dir: &Path) -> anyhow::Result<()> {
         if !sdks.contains(&sdk) {
             sdks.push(sdk.clone());
         }
-        let status = send(app.relay, request).await?;
+        let body = Bytes::from(BASE64_STANDARD.decode(&request.body_b64)?);
+        let status = send(app.relay, request, body.clone()).await?;
         if !status.is_success() {
             bail!("the relay answered {status} to {} {}", request.method, request.path);
+        }
+        if upstream.last() != Some((request.path.clone(), body)) {
+            bail!(
+                "{} {} did not reach the upstream as it was sent",
+                request.method,
+                request.path
+            );
         }
         progress(&app, &upstream, sent + 1, requests.len(), &sdk, live);
         tokio::time::sleep(PACE).await;
@@ -158,7 +165,7 @@ fn fresh(dir: &Path) -> anyhow::Result<PathBuf> {
     bail!("{} is full of earlier runs; remove it", dir.display())
 }
 
-async fn send(relay: SocketAddr, recorded: &Recorded) -> anyhow::Result<StatusCode> {
+async fn send(relay: SocketAddr, recorded: &Recorded, body: Bytes) -> anyhow::Result<StatusCode> {
     let mut request = Request::builder().method(recorded.method.as_str()).uri(&recorded.path);
     for (name, value) in &recorded.headers {
         // The connection's own business.
@@ -166,11 +173,10 @@ async fn send(relay: SocketAddr, recorded: &Recorded) -> anyhow::Result<StatusCo
             request = request.header(name, value);
         }
     }
-    let body = BASE64_STANDARD.decode(&recorded.body_b64)?;
     let stream = TcpStream::connect(relay).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
+    let answer = sender.send_request(request.body(Full::new(body))?).await?;
     let status = answer.status();
     answer.into_body().collect().await?;
     drop(sender);
@@ -178,27 +184,30 @@ async fn send(relay: SocketAddr, recorded: &Recorded) -> anyhow::Result<StatusCo
     Ok(status)
 }
 
-/// Answers every request as LaunchDarkly's events service does, and counts.
+/// Answers every request as LaunchDarkly's events service does, and keeps path and body of each.
 struct StandIn {
     address: SocketAddr,
-    seen: Arc<AtomicU64>,
+    seen: Seen,
 }
+
+type Seen = Arc<Mutex<Vec<(String, Bytes)>>>;
 
 impl StandIn {
     async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let seen = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&seen);
+        let seen = Seen::default();
+        let keeper = Arc::clone(&seen);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let counter = Arc::clone(&counter);
+                let keeper = Arc::clone(&keeper);
                 tokio::spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
-                        let counter = Arc::clone(&counter);
+                        let keeper = Arc::clone(&keeper);
                         async move {
-                            request.into_body().collect().await?;
-                            counter.fetch_add(1, Ordering::Relaxed);
+                            let path = request.uri().to_string();
+                            let body = request.into_body().collect().await?.to_bytes();
+                            keeper.lock().unwrap_or_else(PoisonError::into_inner).push((path, body));
                             let mut answer = Response::new(Full::<Bytes>::default());
                             *answer.status_mut() = StatusCode::ACCEPTED;
                             Ok::<_, hyper::Error>(answer)
@@ -215,12 +224,22 @@ impl StandIn {
     }
 }
 
+impl StandIn {
+    fn count(&self) -> usize {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn last(&self) -> Option<(String, Bytes)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).last().cloned()
+    }
+}
+
 fn progress(app: &App, upstream: &StandIn, sent: usize, of: usize, what: &str, live: bool) {
     let (exported, delivered) = (exported(app), delivered(app));
     let line = format!(
         "  {sent:>3}/{of} sent  {:>3} passed on  {exported:>5} events exported  {delivered:>5} delivered  \
          {:>4} waiting   {what:<24}",
-        upstream.seen.load(Ordering::Relaxed),
+        upstream.count(),
         exported.saturating_sub(delivered),
     );
     say(&if live && what != "done" {

@@ -71,6 +71,7 @@ impl Bench {
             when,
             payload_window: Duration::from_secs(1000),
             body_window: Duration::from_secs(10),
+            decoded_bytes: 128 << 20,
         };
         let tee = Tee::new(
             Arc::clone(&platform),
