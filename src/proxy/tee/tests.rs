@@ -71,7 +71,7 @@ impl Bench {
             when,
             payload_window: Duration::from_secs(1000),
             body_window: Duration::from_secs(10),
-            decoded_bytes: 128 << 20,
+            decoded_bytes: 64 * 1024,
         };
         let tee = Tee::new(
             Arc::clone(&platform),
@@ -338,6 +338,23 @@ async fn the_path_names_the_environment_where_the_configuration_does_not() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_an_id_is_not_exported_as_one() {
+    let bench = Bench::new(When::NotRejected, "");
+    let path = "/events/bulk/a%2Fb";
+    let (parts, ()) = Request::post(path).body(()).unwrap().into_parts();
+    let Route::Events(route) = bench.platform.classify(&Method::POST, path) else {
+        panic!("no event route");
+    };
+    assert_eq!(route.client_side_id.as_deref(), Some("a%2Fb"));
+    let body = format!("[{CUSTOM}]");
+    let outcome = bench
+        .offer(parts, &body, route, Identity::Lone(0), Judgement::Accepted)
+        .await;
+    assert_eq!(outcome, Outcome::Queued);
+    assert_eq!(bench.entries()[0].record.origin.environment_id, "");
+}
+
+#[tokio::test]
 async fn a_batch_without_payload_id_is_remembered_for_the_short_window() {
     let bench = Bench::new(When::NotRejected, "environment");
     let body = format!("[{CUSTOM}]");
@@ -347,7 +364,7 @@ async fn a_batch_without_payload_id_is_remembered_for_the_short_window() {
 }
 
 #[tokio::test]
-async fn a_large_batch_has_the_same_outcome_as_a_small_one() {
+async fn a_batch_heavier_than_the_memory_for_decoding_has_its_outcome_too() {
     let bench = Bench::new(When::NotRejected, "environment");
     let body = format!("[{}]", vec![CUSTOM; 3000].join(","));
     assert!(body.len() > DECODE_ON_THREAD);

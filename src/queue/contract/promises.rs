@@ -233,8 +233,8 @@ pub(crate) async fn what_was_returned_is_not_counted_as_evicted(mut rig: Rig) {
     assert_eq!(sum(&stats.evicted) + sum(&stats.waiting), 305);
     commit(&mut lake, first).await;
     let after = of(&queue.stats(), LAKE);
-    assert_eq!(sum(&after.waiting), sum(&stats.waiting) - 5, "delivered, not evicted");
-    assert_eq!(after.evicted, stats.evicted);
+    // Eviction may go on meanwhile; it takes from what waits, never from what was delivered.
+    assert_eq!(sum(&after.evicted) + sum(&after.waiting), 300, "delivered, not evicted");
 }
 
 pub(crate) async fn a_full_queue_refuses_the_newest_if_told_so(mut rig: Rig) {
