@@ -11,18 +11,27 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// Requests under way on a connection; shared between its reads and its service.
-#[derive(Default)]
 pub(super) struct Activity {
     open: AtomicUsize,
     finished: AtomicU64,
-    /// The read that waits while a request is under way. hyper does not read again when its request is finished, so
-    /// the idle time would never begin.
-    reading: AtomicWaker,
+    start: Instant,
+    /// When the last request was finished, milliseconds from `start`.
+    finished_ms: AtomicU64,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            finished: AtomicU64::new(0),
+            start: Instant::now(),
+            finished_ms: AtomicU64::new(0),
+        }
+    }
 }
 
 /// One request under way; finished when dropped.
@@ -34,13 +43,24 @@ impl Activity {
         self.open.fetch_add(1, Ordering::Relaxed);
         InRequest(Arc::clone(self))
     }
+
+    /// Returns since when there is no request, if there is none.
+    fn idle_since(&self) -> Option<Instant> {
+        if self.open.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        Some(self.start + Duration::from_millis(self.finished_ms.load(Ordering::Relaxed)))
+    }
 }
 
 impl Drop for InRequest {
     fn drop(&mut self) {
+        let since = self.0.start.elapsed().as_millis();
+        self.0
+            .finished_ms
+            .store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.0.finished.fetch_add(1, Ordering::Relaxed);
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-        self.0.reading.wake();
+        self.0.open.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -58,10 +78,11 @@ pub(super) struct Guarded<S> {
     inner: S,
     activity: Arc<Activity>,
     patience: Patience,
+    /// Wakes the read to look whether the patience is over. Set anew when it fires, not with every request: hyper does
+    /// not read again when a request is finished, and requests should not pay for a timer.
     timer: Pin<Box<Sleep>>,
-    /// Value of `Activity::finished` for which `deadline` was set.
+    /// Value of `Activity::finished` when it was last looked at.
     seen: u64,
-    deadline: Option<Instant>,
     waiting: Waiting,
     /// Runs while the client does not take what is written.
     stuck: Option<Pin<Box<Sleep>>>,
@@ -71,8 +92,8 @@ pub(super) struct Guarded<S> {
 enum Waiting {
     /// For the first byte of a request.
     FirstByte,
-    /// For the rest of its head.
-    Head,
+    /// For the rest of its head, since the first byte came.
+    Head(Instant),
     /// HTTP/2: frames come at any time, only the time without a request is bounded.
     Frames,
 }
@@ -86,7 +107,6 @@ impl<S> Guarded<S> {
             patience,
             timer: Box::pin(tokio::time::sleep(patience.idle)),
             seen: 0,
-            deadline: None,
             waiting: Waiting::FirstByte,
             stuck: None,
         }
@@ -106,78 +126,72 @@ impl<S> Guarded<S> {
         }
     }
 
-    /// Sets or clears the deadline for the state the connection is in.
-    fn set_deadline(&mut self) {
-        if self.activity.open.load(Ordering::Relaxed) > 0 {
-            self.deadline = None;
-            if self.waiting != Waiting::Frames {
-                self.waiting = Waiting::FirstByte;
-            }
-            return;
-        }
+    /// Returns when the patience is over as things stand.
+    fn deadline(&mut self) -> Instant {
         let finished = self.activity.finished.load(Ordering::Relaxed);
-        if self.deadline.is_some() && finished == self.seen {
-            return;
-        }
-        if finished != self.seen && self.waiting == Waiting::Head {
+        let idle_since = self.activity.idle_since();
+        if (idle_since.is_none() || finished != self.seen) && self.waiting != Waiting::Frames {
             self.waiting = Waiting::FirstByte;
         }
         self.seen = finished;
-        let limit = if self.waiting == Waiting::Head {
-            self.patience.head
-        } else {
-            self.patience.idle
-        };
-        let deadline = Instant::now() + limit;
-        self.deadline = Some(deadline);
-        self.timer.as_mut().reset(deadline);
+        match (idle_since, self.waiting) {
+            // A request under way has all the time it needs; look again later.
+            (None, _) => Instant::now() + self.patience.idle,
+            (Some(_), Waiting::Head(since)) => since + self.patience.head,
+            (Some(since), _) => since + self.patience.idle,
+        }
+    }
+
+    /// Returns `Ready` when the patience is over.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut deadline = self.deadline();
+        if deadline < self.timer.deadline() {
+            self.timer.as_mut().reset(deadline);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+            deadline = self.deadline();
+        }
+        Poll::Pending
     }
 
     fn note_read(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() || self.activity.open.load(Ordering::Relaxed) > 0 {
+        if bytes.is_empty() || self.waiting != Waiting::FirstByte || self.activity.idle_since().is_none() {
+            // More of a head does not move its deadline: a client that sends a byte a second gets no further. Frames are
+            // no activity: acknowledgements of our own pings come every half minute.
             return;
         }
-        match self.waiting {
-            // "PRI" is the start of HTTP/2's preface and no method of HTTP/1.
-            Waiting::FirstByte if bytes.starts_with(b"PRI") => {
-                self.waiting = Waiting::Frames;
-                self.deadline = None;
-            }
-            Waiting::FirstByte => {
-                self.waiting = Waiting::Head;
-                self.deadline = None;
-            }
-            // More of the head does not move its deadline: a client that sends a byte a second gets no further.
-            Waiting::Head => {}
-            // Not activity: acknowledgements of our own pings come every half minute.
-            Waiting::Frames => {}
-        }
+        // "PRI" is the start of HTTP/2's preface and no method of HTTP/1.
+        self.waiting = if bytes.starts_with(b"PRI") {
+            Waiting::Frames
+        } else {
+            Waiting::Head(Instant::now())
+        };
+        self.seen = self.activity.finished.load(Ordering::Relaxed);
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+        let this = self.as_mut().get_mut();
+        match Pin::new(&mut this.inner).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                let this = self.as_mut().get_mut();
                 this.note_read(&buf.filled()[before..]);
                 // A deadline that has passed counts also when bytes keep coming.
-                if this.waiting == Waiting::Head && this.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                if let Waiting::Head(since) = this.waiting
+                    && this.activity.idle_since().is_some()
+                    && this.activity.finished.load(Ordering::Relaxed) == this.seen
+                    && Instant::now() > since + this.patience.head
+                {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 Poll::Ready(result)
             }
-            Poll::Pending => {
-                let this = self.as_mut().get_mut();
-                // Before the look at the requests under way, so that none can finish unseen in between.
-                this.activity.reading.register(cx.waker());
-                this.set_deadline();
-                if this.deadline.is_some() && this.timer.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
-                Poll::Pending
-            }
+            Poll::Pending => this.poll_patience(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
         }
     }
 }
