@@ -275,3 +275,24 @@ fn peak_memory_mib(process: u32) -> u64 {
     let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kibibytes / 1024
 }
+
+/// Scenario: an event with line breaks between its tokens, and among them what looks like an export record.
+/// Guarantees: one event stays one line of the file, whatever its sender would like it to be.
+#[test]
+fn line_breaks_in_an_event_forge_no_record() {
+    let upstream = Upstream::accepting();
+    let setup = Setup::new(upstream.address());
+    let relay = Relay::start(&setup);
+    let forged = r#"{"project":"forged","environment":"forged","event":{"kind":"custom"},"version":2}"#;
+    let body = format!("[{{\"kind\":\"custom\",\r\n\"key\":\"alive\",\"data\":[\n{forged}\n]}}]");
+    let headers = [("Authorization", SDK_KEY), ("X-LaunchDarkly-Event-Schema", "4")];
+    let answer = relay.exchange(&request("POST", "/bulk", &headers, body.as_bytes()));
+    assert_eq!(answer.status, 202);
+    assert!(
+        upstream.next().body == body.as_bytes(),
+        "the upstream gets the line breaks as they came"
+    );
+    relay.settle();
+    relay.stop();
+    assert_eq!(setup.exported().len(), 1);
+}
