@@ -7,8 +7,11 @@ use std::io::Read;
 
 use flate2::bufread::MultiGzDecoder;
 
-// Below this size no ratio matters: a small batch of like events compresses without bound, and costs nothing.
-const RATIO_FREE_BYTES: usize = 1 << 20;
+/// Below this size no ratio matters: a small batch of like events compresses without bound, and costs nothing.
+pub const RATIO_FREE_BYTES: usize = 1 << 20;
+
+/// The default of [`InflateLimits::ratio`].
+pub const RATIO: usize = 200;
 // Event bodies shrink 7 to 14 times; what is reserved beforehand stays small whatever comes in.
 const EXPECTED_RATIO: usize = 8;
 const MAX_RESERVED_BYTES: usize = 1 << 20;
@@ -27,7 +30,7 @@ impl Default for InflateLimits {
     fn default() -> Self {
         Self {
             bytes: 64 << 20,
-            ratio: 200,
+            ratio: RATIO,
         }
     }
 }

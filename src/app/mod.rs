@@ -135,7 +135,8 @@ impl App {
         if let Some(tls) = &tls {
             helpers.spawn(Arc::clone(tls).watch(TLS_INTERVAL, stop_helpers.clone()));
         }
-        helpers.spawn(sample(Arc::clone(&queue), Arc::clone(&metrics), stop_helpers.clone()));
+        // Not to the very end: a queue that is closed on purpose is no queue that is not available.
+        helpers.spawn(sample(Arc::clone(&queue), Arc::clone(&metrics), stop_listening.clone()));
         let ready = Arc::new(AtomicBool::new(true));
         let shown = Arc::new(Telemetry {
             metrics: Arc::clone(&metrics),

@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use crate::backoff::Backoff;
 use crate::destination::{Destination, Encoded, Item, Limits, Verdict};
 use crate::export;
 use crate::metrics::Metrics;
-use crate::queue::{ConsumeError, Consumer, Limit, Position};
+use crate::queue::{ConsumeError, Consumer, Limit, Position, now_ms};
 use crate::record::{Record, RecordEvent};
 
 mod counts;
@@ -377,13 +377,7 @@ impl Task {
     }
 
     async fn try_settle(&mut self) -> Result<(), ConsumeError> {
-        let dead_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis();
-        let letters = self
-            .window
-            .letters(&self.service.name, u64::try_from(dead_ms).unwrap_or(u64::MAX));
+        let letters = self.window.letters(&self.service.name, now_ms());
         if let Some(last) = letters.last() {
             let (events, why) = (letters.len(), last.why.clone());
             self.consumer.bury(letters).await?;

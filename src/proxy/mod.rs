@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -23,6 +23,7 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::metrics::{IN_FLIGHT_BYTES, Metrics, REQUEST_SECONDS, REQUESTS, TASK_PANICS};
 use crate::platform::{self, EventRoute, Identity, Platform, Route};
+use crate::queue::now_ms;
 
 mod answer;
 mod body;
@@ -170,7 +171,7 @@ struct Shared {
     cap: Cap,
     /// Batches without an outcome.
     places: Arc<Semaphore>,
-    /// Requests on other routes without an answer: they may wait for hours, and must not take the batches' places.
+    /// Requests that are passed through without an answer: they may wait for hours, and must not take the batches' places.
     others: Arc<Semaphore>,
     settings: RelaySettings,
     batches: TaskTracker,
@@ -270,8 +271,7 @@ impl Shared {
         if identity == Identity::Unknown {
             // Nothing of it can be exported, so it takes no memory either.
             self.tee.pass_by(identity, "unknown_credential");
-            let body = Outbound::streaming(body, self.settings.body_timeout);
-            return self.upstream.stream(&parts, body).await;
+            return self.pass_through(parts, body).await;
         }
         // Held to the batch's outcome, also when its client is gone: hanging up must not be a way around the limit.
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
@@ -402,12 +402,6 @@ fn head_bytes(parts: &Parts) -> usize {
     uri + headers
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum::<usize>()
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::event::Schema;
 use crate::export::selection::{Judgement as Selected, Selection};
+use crate::inflate::{RATIO, RATIO_FREE_BYTES};
 use crate::metrics::{self as inventory, Metrics};
 use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform};
 use crate::proxy::{Judgement, Notices, When};
@@ -110,10 +111,6 @@ const DECODE_ON_THREAD: usize = 48 * 1024;
 
 /// What [`Tee::decoded`] counts in, bytes.
 const UNIT: usize = 1024;
-
-/// How much a body may grow by inflating, and how far it may in any case: the limits of [`crate::inflate`].
-const INFLATION: usize = 200;
-const INFLATED_FREELY: usize = 1024 * 1024;
 
 /// How much a body may grow by being split into events: `[1,1,…]` is the worst.
 const SPLITTING: usize = 32;
@@ -301,7 +298,7 @@ impl Tee {
     fn weight(&self, parts: &Parts, body: &Bytes) -> u32 {
         let most = self.settings.decoded_bytes / 2;
         let bytes = if parts.headers.contains_key(http::header::CONTENT_ENCODING) {
-            body.len().saturating_mul(INFLATION).max(INFLATED_FREELY)
+            body.len().saturating_mul(RATIO).max(RATIO_FREE_BYTES)
         } else {
             body.len().saturating_mul(SPLITTING)
         };

@@ -30,10 +30,13 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// Returns the clock of the operating system.
 pub fn system_clock() -> Clock {
-    Arc::new(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
+    Arc::new(now_ms)
+}
+
+/// Returns the operating system's time in Unix milliseconds.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What happens to an append when `max_bytes` is used up.

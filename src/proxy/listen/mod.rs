@@ -70,7 +70,9 @@ pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, me
             break;
         };
         accepted.increment(1);
-        shown.set((open.fetch_add(1, Ordering::Relaxed) + 1) as f64);
+        open.fetch_add(1, Ordering::Relaxed);
+        // Added to, not set: two that end at once could set their numbers in the wrong order.
+        shown.increment(1.0);
         let (stack, builder, tls) = (stack.clone(), Arc::clone(&builder), tls.clone());
         let (watcher, open, shown) = (graceful.watcher(), Arc::clone(&open), shown.clone());
         tasks.spawn(async move {
@@ -96,7 +98,8 @@ pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, me
                     }
                 }
             }
-            shown.set(open.fetch_sub(1, Ordering::Relaxed).saturating_sub(1) as f64);
+            open.fetch_sub(1, Ordering::Relaxed);
+            shown.decrement(1.0);
             drop(seat);
         });
     }
