@@ -26,6 +26,8 @@ bench:
 docs:
 	cargo run --quiet -- metrics > docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
+	cargo run --quiet -- destinations > docs/destinations.md.new
+	mv docs/destinations.md.new docs/destinations.md
 
 # Writes tests/golden anew from tests/traffic, and has the oracle judge the result. Read the difference before you commit.
 golden:

@@ -37,4 +37,5 @@ pub mod record;
 pub mod secret;
 pub mod section;
 pub mod shutdown;
+pub mod trust;
 pub mod units;

@@ -49,6 +49,8 @@ enum Command {
     },
     /// Print docs/metrics.md.
     Metrics,
+    /// Print docs/destinations.md: what destinations answer, and what follows.
+    Destinations,
 }
 
 /// What a probe asks.
@@ -72,6 +74,10 @@ pub fn main() -> ExitCode {
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
         Command::Metrics => {
             print(&crate::metrics::document());
+            ExitCode::SUCCESS
+        }
+        Command::Destinations => {
+            print(&crate::destination::document());
             ExitCode::SUCCESS
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{positive, read_name};
 use crate::backoff::Backoff;
-use crate::destination::{self, KINDS, Settings, file};
+use crate::destination::{self, ALIASES, KINDS, Settings, file};
 use crate::problems::Place;
 use crate::section::{Leaf as _, Section};
 
@@ -51,11 +51,17 @@ pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadDestination> {
 }
 
 fn read(section: &mut Section<'_>) -> ReadDestination {
+    section.take_aliases(ALIASES);
     let name = read_name(section);
     let retry = section.section("retry", read_retry).unwrap_or(RETRY);
     let settings = section
-        .kind(&KINDS)
-        .and_then(|kind| section.section(kind, |section| destination::read(kind, section)))
+        .kind(KINDS)
+        .and_then(|kind| {
+            section.section(kind, |section| {
+                section.take_camel_case();
+                destination::read(kind, section)
+            })
+        })
         .flatten();
     let value = name.as_ref().zip(settings).map(|((name, _), settings)| Destination {
         name: name.clone(),

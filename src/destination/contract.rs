@@ -49,7 +49,7 @@ pub(super) fn event<'a>(json: &'a str, id: &'a str) -> ExportEvent<'a> {
 /// The contract.
 pub(super) async fn holds(destination: &dyn Destination) {
     let limits = destination.limits();
-    assert!(limits.items > 0 && limits.bytes > 0);
+    assert!(limits.items > 0 && limits.bytes > 0 && limits.keys > 0 && limits.requests > 0);
     assert!(limits.item_bytes > 0 && limits.item_bytes <= limits.bytes);
     assert_eq!(limits, destination.limits());
 

@@ -9,9 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::export::{ExportEvent, envelope};
+use crate::export::ExportEvent;
+use crate::export::form::Form;
 use crate::section::Section;
 
+pub mod answers;
 #[cfg(test)]
 mod contract;
 pub mod file;
@@ -20,60 +22,76 @@ pub mod kinesis;
 #[cfg(test)]
 mod reading;
 pub mod stdout;
+pub mod web;
 
-/// The kinds of destination, as the configuration names them. `kinesis` is known also to a build without it, so that
-/// its absence can be explained.
-pub const KINDS: [&str; 3] = ["kinesis", "file", "stdout"];
+/// Declares the registry: one line per kind of destination, `Variant = "kind" as alias: module`. A kind behind a
+/// feature is known also to a build without it, so that its absence can be explained.
+///
+/// A module has `Settings`, `read(&mut Section) -> Option<Settings>`, `open(&Settings) -> Arc<dyn Destination>` (async)
+/// and `ANSWERS`.
+macro_rules! registry {
+    ($($(#[$feature:meta])? $variant:ident = $kind:literal $(as $alias:literal)?: $module:ident,)+) => {
+        /// The kinds of destination, as the configuration names them.
+        pub const KINDS: &[&str] = &[$($kind),+];
 
-/// A kind of destination and its settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settings {
-    /// A Kinesis data stream.
-    #[cfg(feature = "kinesis")]
-    Kinesis(kinesis::Settings),
-    /// A folder of NDJSON files.
-    File(file::Settings),
-    /// Standard output.
-    Stdout(stdout::Settings),
+        /// The names that LaunchDarkly's API and Terraform provider have for some kinds, with ours.
+        pub const ALIASES: &[(&str, &str)] = &[$($(($alias, $kind),)?)+];
+
+        /// A kind of destination and its settings.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Settings {
+            $(
+                #[doc = concat!("`", $kind, "`")]
+                $(#[$feature])?
+                $variant($module::Settings),
+            )+
+        }
+
+        impl Settings {
+            /// Returns the kind as the configuration names it.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $($(#[$feature])? Self::$variant(_) => $kind,)+
+                }
+            }
+
+            /// Returns the destination. Contacts nothing and touches no file: what is wrong there shows when it is
+            /// used.
+            pub async fn open(&self) -> Arc<dyn Destination> {
+                match self {
+                    $($(#[$feature])? Self::$variant(settings) => $module::open(settings).await,)+
+                }
+            }
+        }
+
+        /// Reads the settings of a destination of this kind (one of [`KINDS`]); nothing after reporting why there are
+        /// none.
+        pub fn read(kind: &str, section: &mut Section<'_>) -> Option<Settings> {
+            match kind {
+                $($(#[$feature])? $kind => $module::read(section).map(Settings::$variant),)+
+                _ => {
+                    section.problem(None, "is a kind of destination that this build of flagtap does not have");
+                    None
+                }
+            }
+        }
+
+        /// Returns what each kind's answers mean, as a Markdown page.
+        pub fn document() -> String {
+            let mut page = include_str!("answers.md").to_owned();
+            $($(#[$feature])? {
+                page.push_str(concat!("\n## `", $kind, "`\n\n"));
+                page.push_str(&answers::document($module::ANSWERS));
+            })+
+            page
+        }
+    };
 }
 
-impl Settings {
-    /// Returns the kind as the configuration names it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            #[cfg(feature = "kinesis")]
-            Self::Kinesis(_) => "kinesis",
-            Self::File(_) => "file",
-            Self::Stdout(_) => "stdout",
-        }
-    }
-
-    /// Returns the destination. Contacts nothing and touches no file: what is wrong there shows when it is used.
-    pub async fn open(&self) -> Arc<dyn Destination> {
-        match self {
-            #[cfg(feature = "kinesis")]
-            Self::Kinesis(settings) => Arc::new(kinesis::Kinesis::open(settings).await),
-            Self::File(settings) => Arc::new(file::Files::new(settings.clone())),
-            Self::Stdout(_) => Arc::new(stdout::Stdout::new(Box::new(std::io::stdout()))),
-        }
-    }
-}
-
-/// Reads the settings of a destination of this kind (one of [`KINDS`]); nothing after reporting why there are none.
-pub fn read(kind: &str, section: &mut Section<'_>) -> Option<Settings> {
-    match kind {
-        #[cfg(feature = "kinesis")]
-        "kinesis" => kinesis::read(section).map(Settings::Kinesis),
-        "file" => file::read(section).map(Settings::File),
-        "stdout" => stdout::read(section).map(Settings::Stdout),
-        _ => {
-            section.problem(
-                None,
-                "is a kind of destination that this build of flagtap does not have",
-            );
-            None
-        }
-    }
+registry! {
+    #[cfg(feature = "kinesis")] Kinesis = "kinesis": kinesis,
+    File = "file": file,
+    Stdout = "stdout": stdout,
 }
 
 /// A service that receives exported events.
@@ -87,11 +105,13 @@ pub trait Destination: Send + Sync {
 
     /// Sends items and returns one verdict per item, in the same order.
     ///
-    /// Never called with more than [`Destination::limits`] allow, never with an empty slice, never twice at once.
+    /// Never called with more than [`Destination::limits`] allow, never with an empty slice, never more than
+    /// [`Limits::requests`] times at once.
     async fn send(&self, items: &[Item]) -> Vec<Verdict>;
 
-    /// Checks with the service's cheapest harmless call that delivery can work. Prefers a false pass.
-    async fn probe(&self) -> Result<(), ProbeError>;
+    /// Checks with the service's cheapest harmless call that delivery can work, without sending an event. Says what it
+    /// found and what no such call can tell. Prefers a false pass.
+    async fn probe(&self) -> Result<String, ProbeError>;
 
     /// Called at intervals when nothing is sent, and once before the end (`last`): a file rotates by age here.
     async fn idle(&self, last: bool) {
@@ -108,6 +128,10 @@ pub struct Limits {
     pub bytes: usize,
     /// [`Item::size`] of one item, bytes. Larger events are rejected with a reason, never sent.
     pub item_bytes: usize,
+    /// Different [`Item::key`]s in one request.
+    pub keys: usize,
+    /// Requests at once, whatever is configured: 1 where the order of requests counts.
+    pub requests: usize,
 }
 
 /// One event as a destination will send it.
@@ -117,7 +141,7 @@ pub struct Item {
     pub id: String,
     /// The bytes to send.
     pub body: Bytes,
-    /// Partition or ordering key; empty where the service has none.
+    /// What the events of one partition, order or user share; empty where the service has no such thing.
     pub key: String,
     /// What counts against the service's limits, bytes (Kinesis counts the partition key too).
     pub size: usize,
@@ -166,16 +190,23 @@ pub enum Verdict {
 pub struct ProbeError {
     /// What the service or the network said, without secrets.
     pub why: String,
+    /// What to do: the setting to look at, the permission to grant.
+    pub remedy: String,
 }
 
-/// Returns the item of a destination that writes lines: the export record and a newline.
-fn line(event: &ExportEvent<'_>) -> Item {
-    let body = on_one_line(envelope::render(event));
-    Item {
-        id: event.id.to_owned(),
-        size: body.len(),
-        body: body.into(),
-        key: String::new(),
+/// Returns an event as a destination that writes lines sends it: the export record and a newline.
+fn line(event: &ExportEvent<'_>, form: &Form) -> Encoded {
+    match form.render(event) {
+        Ok(record) => {
+            let body = on_one_line(record);
+            Encoded::Item(Item {
+                id: event.id.to_owned(),
+                size: body.len(),
+                body: body.into(),
+                key: String::new(),
+            })
+        }
+        Err(reason) => Encoded::Skip(reason),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{KINDS, Settings, file, read, stdout};
+use crate::export::form::Form;
 use crate::section;
 
 fn settings(kind: &'static str, yaml: &str) -> Result<Settings, String> {
@@ -22,7 +23,10 @@ fn refused(kind: &'static str, yaml: &str, because: &str) {
 
 #[test]
 fn stdout_has_nothing_to_set() {
-    assert_eq!(settings("stdout", "stdout: {}"), Ok(Settings::Stdout(stdout::Settings)));
+    assert_eq!(
+        settings("stdout", "stdout: {}"),
+        Ok(Settings::Stdout(stdout::Settings::default()))
+    );
 }
 
 #[test]
@@ -41,6 +45,7 @@ fn a_folder_needs_a_path_and_has_defaults_for_the_rest() {
             rotate_bytes: 1 << 20,
             rotate_after: Duration::from_secs(300),
             gzip: true,
+            form: Form::default(),
         }))
     );
     refused("file", "file: { gzip: true }", "needs `path`");
@@ -50,7 +55,7 @@ fn a_folder_needs_a_path_and_has_defaults_for_the_rest() {
 
 #[test]
 fn every_kind_is_read_or_said_to_be_missing_from_the_build() {
-    for kind in KINDS {
+    for kind in KINDS.iter().copied() {
         if let Ok(settings) = settings(kind, &format!("{kind}: {{ path: e }}")) {
             assert_eq!(settings.kind(), kind);
         }

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, TryLockError};
 
 use async_trait::async_trait;
 
+use super::answers::{Answer, Means, On};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, line};
 use crate::export::ExportEvent;
+use crate::export::form::Form;
 use crate::section::Section;
 
 /// What one write holds: enough to be quick, little enough to stay smooth.
@@ -17,20 +19,48 @@ const LIMITS: Limits = Limits {
     items: 1000,
     bytes: 64 * 1024 * 1024,
     item_bytes: 64 * 1024 * 1024,
+    keys: usize::MAX,
+    requests: 1,
 };
 
-/// There is nothing to set.
+/// How records are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings;
+pub struct Settings {
+    /// The record's form.
+    pub form: Form,
+}
 
 /// Reads the settings.
 pub fn read(section: &mut Section<'_>) -> Option<Settings> {
-    let _ = section;
-    Some(Settings)
+    Some(Settings {
+        form: Form::read(section),
+    })
 }
+
+/// Returns the destination.
+pub async fn open(settings: &Settings) -> Arc<dyn Destination> {
+    Arc::new(Stdout::new(Box::new(io::stdout()), settings.form.clone()))
+}
+
+/// What follows from how a write ends.
+pub(super) const ANSWERS: &[Answer] = &[
+    Answer {
+        on: On::Case("written and flushed"),
+        means: Means::Delivered,
+        why: "what becomes of it then nobody says",
+        source: "POSIX write",
+    },
+    Answer {
+        on: On::Case("any error"),
+        means: Means::Retry,
+        why: "the reader may come back; a line that was torn gets an end first",
+        source: "POSIX write",
+    },
+];
 
 /// The destination.
 pub struct Stdout {
+    form: Form,
     output: Arc<Mutex<Output>>,
 }
 
@@ -42,8 +72,9 @@ struct Output {
 
 impl Stdout {
     /// Returns a destination that writes to `sink`.
-    pub fn new(sink: Box<dyn Write + Send>) -> Self {
+    pub fn new(sink: Box<dyn Write + Send>, form: Form) -> Self {
         Self {
+            form,
             output: Arc::new(Mutex::new(Output { sink, torn: false })),
         }
     }
@@ -56,7 +87,7 @@ impl Destination for Stdout {
     }
 
     fn encode(&self, event: &ExportEvent<'_>) -> Encoded {
-        Encoded::Item(line(event))
+        line(event, &self.form)
     }
 
     async fn send(&self, items: &[Item]) -> Vec<Verdict> {
@@ -80,8 +111,8 @@ impl Destination for Stdout {
         all(&verdict, items)
     }
 
-    async fn probe(&self) -> Result<(), ProbeError> {
-        Ok(())
+    async fn probe(&self) -> Result<String, ProbeError> {
+        Ok("standard output is always there".to_owned())
     }
 }
 
@@ -153,13 +184,13 @@ mod tests {
 
     #[tokio::test]
     async fn keeps_the_contract() {
-        contract::holds(&Stdout::new(Box::new(Sink::default()))).await;
+        contract::holds(&Stdout::new(Box::new(Sink::default()), Form::default())).await;
     }
 
     #[tokio::test]
     async fn a_reader_that_hangs_ends_with_the_request_and_piles_up_no_writes() {
         let (end, stuck) = mpsc::channel();
-        let stdout = Stdout::new(Box::new(Stuck(stuck)));
+        let stdout = Stdout::new(Box::new(Stuck(stuck)), Form::default());
         contract::ends_with_the_request(&stdout).await;
         let items = contract::items(&stdout, 2);
         let verdicts = stdout.send(&items).await;
@@ -171,7 +202,7 @@ mod tests {
     #[tokio::test]
     async fn writes_one_line_per_event() {
         let sink = Sink::default();
-        let stdout = Stdout::new(Box::new(sink.clone()));
+        let stdout = Stdout::new(Box::new(sink.clone()), Form::default());
         let items = contract::items(&stdout, 3);
         assert_eq!(stdout.send(&items).await, vec![Verdict::Delivered; 3]);
         let text = sink.text();
@@ -187,7 +218,7 @@ mod tests {
     async fn a_torn_line_is_ended_before_the_next() {
         let sink = Sink::default();
         *sink.takes.lock().unwrap() = Some(10);
-        let stdout = Stdout::new(Box::new(sink.clone()));
+        let stdout = Stdout::new(Box::new(sink.clone()), Form::default());
         let items = contract::items(&stdout, 1);
         let verdicts = stdout.send(&items).await;
         assert!(matches!(&verdicts[0], Verdict::Retry { why, .. } if why.contains("broken pipe")));

@@ -51,6 +51,8 @@ mod tests {
         items: 3,
         bytes: 100,
         item_bytes: 60,
+        keys: usize::MAX,
+        requests: 1,
     };
 
     fn load(size: usize) -> Load {
@@ -102,7 +104,7 @@ mod tests {
             items in 1usize..20,
             bytes in 60usize..400,
         ) {
-            let limits = Limits { items, bytes, item_bytes: 60 };
+            let limits = Limits { items, bytes, ..LIMITS };
             let loads: Vec<Load> = loads.into_iter().map(|(size, most)| Load { size, most }).collect();
             let requests = requests(&loads, limits);
             let sizes: Vec<usize> = requests.iter().flatten().map(|load| load.size).collect();

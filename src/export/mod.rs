@@ -12,6 +12,7 @@ use crate::event::Kind;
 use crate::record::{Record, RecordEvent};
 
 pub mod envelope;
+pub mod form;
 pub mod id;
 pub mod selection;
 

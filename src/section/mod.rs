@@ -86,10 +86,25 @@ pub struct Section<'a> {
     /// The path with `[]` for list items.
     pattern: String,
     asked: Vec<String>,
+    /// Keys may also be spelled in camelCase.
+    camel_case: bool,
+    /// Other names of keys, each with the key.
+    aliases: &'static [(&'static str, &'static str)],
     context: &'a Context,
 }
 
 impl<'a> Section<'a> {
+    /// Takes keys here and below also as LaunchDarkly's REST API spells them: `streamName` for `stream_name`,
+    /// `userIDContextKind` for `user_id_context_kind`.
+    pub fn take_camel_case(&mut self) {
+        self.camel_case = true;
+    }
+
+    /// Takes other names of keys (the first of each pair) for the keys.
+    pub fn take_aliases(&mut self, aliases: &'static [(&'static str, &'static str)]) {
+        self.aliases = aliases;
+    }
+
     /// Returns the value of a key that must be given, or nothing after reporting why there is none.
     pub fn required<T: Leaf>(&mut self, key: &str) -> Option<T> {
         self.note(key, &T::noun(), None, true);
@@ -161,6 +176,7 @@ impl<'a> Section<'a> {
         };
         let pattern = tree::join(&self.pattern, key);
         let mut section = Section::open(&entry.node, place, pattern, self.context)?;
+        section.camel_case = self.camel_case;
         let value = reader(&mut section);
         section.close();
         Some(value)
@@ -179,6 +195,7 @@ impl<'a> Section<'a> {
             let place = self.place_of_item(key, index, item);
             let pattern = format!("{}[]", tree::join(&self.pattern, key));
             if let Some(mut section) = Section::open(item, place, pattern, self.context) {
+                section.camel_case = self.camel_case;
                 values.push(reader(&mut section));
                 section.close();
             }
@@ -293,6 +310,8 @@ impl<'a> Section<'a> {
             place,
             pattern,
             asked: Vec::new(),
+            camel_case: false,
+            aliases: &[],
             context,
         })
     }
@@ -300,10 +319,11 @@ impl<'a> Section<'a> {
     /// Reports the keys that nobody asked for.
     fn close(self) {
         let allowed: Vec<&str> = self.asked.iter().map(String::as_str).collect();
+        self.report_two_spellings(&allowed);
         for entry in self
             .entries
             .iter()
-            .filter(|entry| !allowed.contains(&entry.key.as_str()))
+            .filter(|entry| !allowed.iter().any(|key| self.names(entry, key)))
         {
             let hint = closest(&entry.key, &allowed).map_or(String::new(), |near| format!(", did you mean `{near}`?"));
             let path = tree::join(&self.place.path, &tree::printable_key(&entry.key));
@@ -323,6 +343,26 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reports the keys that are given in two spellings.
+    fn report_two_spellings(&self, keys: &[&str]) {
+        for key in keys {
+            let mut given = self.entries.iter().filter(|entry| self.names(entry, key));
+            let first = given.next().map(|entry| entry.key.as_str());
+            // The same spelling twice is an error of the YAML.
+            for second in given.filter(|entry| Some(entry.key.as_str()) != first) {
+                let place = Place {
+                    path: tree::join(&self.place.path, &tree::printable_key(&second.key)),
+                    line: second.line,
+                    column: second.column,
+                };
+                self.problem_at(
+                    place,
+                    format!("is another spelling of `{key}`, which is given too; keep one"),
+                );
+            }
+        }
+    }
+
     fn note(&mut self, key: &str, noun: &str, default: Option<String>, required: bool) {
         if !self.asked.iter().any(|asked| asked == key) {
             self.asked.push(key.to_owned());
@@ -339,7 +379,14 @@ impl<'a> Section<'a> {
     }
 
     fn find(&self, key: &str) -> Option<&'a Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
+        self.entries.iter().find(|entry| self.names(entry, key))
+    }
+
+    /// Returns true if an entry is the one that a reader means by `key`.
+    fn names(&self, entry: &Entry, key: &str) -> bool {
+        entry.key == key
+            || self.aliases.contains(&(entry.key.as_str(), key))
+            || (self.camel_case && is_camel_case_of(&entry.key, key))
     }
 
     fn place_below(&self, key: &str) -> Place {
@@ -392,6 +439,16 @@ impl<'a> Section<'a> {
         self.problem_at(place, format!("{message}, expected {}", T::expected()));
         None
     }
+}
+
+fn is_camel_case_of(spelled: &str, key: &str) -> bool {
+    let letters = || key.bytes().filter(|letter| *letter != b'_');
+    spelled.starts_with(|letter: char| letter.is_ascii_lowercase())
+        && spelled.len() == letters().count()
+        && spelled
+            .bytes()
+            .zip(letters())
+            .all(|(one, other)| one.eq_ignore_ascii_case(&other))
 }
 
 fn choices_text(choices: &[&str]) -> String {

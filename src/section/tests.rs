@@ -316,3 +316,53 @@ proptest::proptest! {
         });
     }
 }
+
+#[test]
+fn keys_may_be_spelled_as_the_rest_api_does_where_a_reader_allows_it() {
+    let text = "stream:\n  streamName: a\n  userIDContextKind: b\n  inner: { maxBytes: c }\n";
+    let reading = read(text, &|_| None, |root| {
+        root.section("stream", |section| {
+            section.take_camel_case();
+            let inner = section.section("inner", |inner| inner.optional::<String>("max_bytes"));
+            (
+                section.optional::<String>("stream_name"),
+                section.required::<String>("user_id_context_kind"),
+                inner.flatten(),
+            )
+        })
+    });
+    assert_eq!(reading.problems.render("f"), "");
+    let texts = ["a", "b", "c"].map(|text| Some(text.to_owned()));
+    assert_eq!(reading.value.flatten().unwrap(), texts.into());
+}
+
+#[test]
+fn two_spellings_of_a_key_are_one_too_many() {
+    let text = "stream:\n  stream_name: a\n  streamName: b\n  StreamName: c\n";
+    let reading = read(text, &|_| None, |root| {
+        root.section("stream", |section| {
+            section.take_camel_case();
+            section.optional::<String>("stream_name")
+        })
+    });
+    let problems = reading.problems.render("f");
+    assert!(
+        problems.contains("f:3:3: stream.streamName: is another spelling of `stream_name`"),
+        "{problems}"
+    );
+    assert!(
+        problems.contains("f:4:3: stream.StreamName: is not a known key"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn a_kind_may_have_another_name() {
+    let reading = read("google-pubsub: { topic: t }\n", &|_| None, |root| {
+        root.take_aliases(&[("google-pubsub", "google_pubsub")]);
+        let kind = root.kind(&["google_pubsub", "file"])?;
+        root.section(kind, |section| section.required::<String>("topic"))?
+    });
+    assert_eq!(reading.problems.render("f"), "");
+    assert_eq!(reading.value.flatten().as_deref(), Some("t"));
+}

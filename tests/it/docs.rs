@@ -33,22 +33,20 @@ fn paths_named_in_the_documentation_exist() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
-/// Scenario: the binary prints its metric table.
-/// Guarantees: `docs/metrics.md` is that table.
+/// Scenario: the binary prints the pages that come from its own tables.
+/// Guarantees: the pages in `docs/` are those.
 #[test]
-fn the_metrics_page_is_current() {
-    let output = Command::new(env!("CARGO_BIN_EXE_flagtap"))
-        .arg("metrics")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let page = fs::read_to_string(page).unwrap();
-    assert_eq!(
-        page,
-        String::from_utf8(output.stdout).unwrap(),
-        "docs/metrics.md is not current: run `make docs`"
-    );
+fn the_generated_pages_are_current() {
+    for name in ["metrics", "destinations"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_flagtap")).arg(name).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/{name}.md"));
+        assert_eq!(
+            fs::read_to_string(page).unwrap_or_default(),
+            String::from_utf8(output.stdout).unwrap(),
+            "docs/{name}.md is not current: run `make docs`"
+        );
+    }
 }
 
 /// Returns the paths of this repository named in a page.

@@ -26,12 +26,17 @@ const UNITS: [&[&str]; 9] = [
 fn level(module: &[String]) -> Option<u8> {
     let names: Vec<&str> = module.iter().map(String::as_str).collect();
     Some(match names[..] {
-        ["backoff" | "units" | "secret" | "problems" | "shutdown" | "inflate", ..] => 0,
+        [
+            "backoff" | "units" | "secret" | "problems" | "shutdown" | "inflate" | "trust",
+            ..,
+        ] => 0,
         ["section", ..] => 5,
         ["event" | "metrics", ..] => 10,
         ["record", ..] => 15,
+        ["export", "form", ..] => 22,
         ["export", ..] => 20,
         ["platform" | "queue" | "destination"] => 25,
+        ["destination", "answers" | "web"] => 27,
         ["platform" | "queue" | "destination", _, ..] => 30,
         ["config" | "proxy" | "drain" | "admin", ..] => 40,
         ["app", ..] => 50,
@@ -115,6 +120,8 @@ fn imports_against_the_levels_are_seen() {
     assert!(!judge("record", false, "queue"));
     assert!(!judge("queue::memory", false, "queue::sled"));
     assert!(!judge("queue::memory", false, "queue::ledger"));
+    assert!(judge("destination::webhook", false, "destination::web"));
+    assert!(!judge("destination::web", false, "destination::webhook"));
     assert!(!judge("destination::file", true, "destination::kinesis"));
     assert!(!judge(
         "destination::file::folder",
@@ -195,9 +202,7 @@ fn may_import(source: &Source, own: u8, target: &[String]) -> bool {
     if unit(module).is_some_and(|unit| target.starts_with(unit)) {
         return true;
     }
-    if module.first() == target.first() && target.len() > 1 {
-        return false; // a sibling
-    }
+    // Siblings have the same level, so they are no exception.
     level(target).is_some_and(|level| level < own)
 }
 

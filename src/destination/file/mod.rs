@@ -17,8 +17,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::answers::{Answer, Means, On};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, line};
 use crate::export::ExportEvent;
+use crate::export::form::Form;
 use crate::section::Section;
 use crate::units::ByteSize;
 
@@ -33,6 +35,8 @@ const LIMITS: Limits = Limits {
     items: 1000,
     bytes: 64 * 1024 * 1024,
     item_bytes: 64 * 1024 * 1024,
+    keys: usize::MAX,
+    requests: 1,
 };
 
 /// Where files are written and when they are complete.
@@ -46,6 +50,8 @@ pub struct Settings {
     pub rotate_after: Duration,
     /// Complete files are gzipped.
     pub gzip: bool,
+    /// The record's form.
+    pub form: Form,
 }
 
 impl Settings {
@@ -56,6 +62,7 @@ impl Settings {
             rotate_bytes: ByteSize::mib(64).0,
             rotate_after: Duration::from_secs(3600),
             gzip: false,
+            form: Form::default(),
         }
     }
 }
@@ -69,6 +76,7 @@ pub fn read(section: &mut Section<'_>) -> Option<Settings> {
         rotate_bytes: section.or("rotate_bytes", ByteSize(default.rotate_bytes)).0,
         rotate_after: section.or("rotate_after", default.rotate_after),
         gzip: section.or("gzip", default.gzip),
+        form: Form::read(section),
     };
     if settings.rotate_bytes == 0 {
         section.problem(Some("rotate_bytes"), "must be more than nothing, such as 64MiB");
@@ -81,6 +89,33 @@ pub fn read(section: &mut Section<'_>) -> Option<Settings> {
         ..settings
     })
 }
+
+/// Returns the destination.
+pub async fn open(settings: &Settings) -> Arc<dyn Destination> {
+    Arc::new(Files::new(settings.clone()))
+}
+
+/// What follows from how a write ends.
+pub(super) const ANSWERS: &[Answer] = &[
+    Answer {
+        on: On::Case("written, and on disk (fdatasync)"),
+        means: Means::Delivered,
+        why: "only what survives a power cut counts",
+        source: "POSIX fdatasync",
+    },
+    Answer {
+        on: On::Case("no space, quota, input/output error"),
+        means: Means::Retry,
+        why: "passes when there is room or the volume is back",
+        source: "POSIX write",
+    },
+    Answer {
+        on: On::Case("no permission, not a folder, another flagtap writes here"),
+        means: Means::Blocked,
+        why: "look at `path` and at who may write there",
+        source: "POSIX open",
+    },
+];
 
 /// The destination.
 pub struct Files {
@@ -138,7 +173,7 @@ impl Destination for Files {
     }
 
     fn encode(&self, event: &ExportEvent<'_>) -> Encoded {
-        Encoded::Item(line(event))
+        line(event, &self.settings.form)
     }
 
     async fn send(&self, items: &[Item]) -> Vec<Verdict> {
@@ -154,11 +189,15 @@ impl Destination for Files {
         all(&verdict, items)
     }
 
-    async fn probe(&self) -> Result<(), ProbeError> {
+    async fn probe(&self) -> Result<String, ProbeError> {
         match self.with_folder(|_| Ok(())).await {
             // The flagtap that is at work in this folder shows that one can be.
-            Err(trouble) if trouble.cause != Cause::Locked => Err(ProbeError { why: trouble.why }),
-            _ => Ok(()),
+            Err(trouble) if trouble.cause != Cause::Locked => Err(ProbeError {
+                why: trouble.why,
+                remedy: "look at `path` and at who may write there".to_owned(),
+            }),
+            Err(_) => Ok("a flagtap is at work in the folder".to_owned()),
+            Ok(()) => Ok("the folder can be written to".to_owned()),
         }
     }
 

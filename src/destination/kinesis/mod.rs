@@ -7,6 +7,7 @@
 //! is configured. The SDK's own retries are off.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,7 +22,9 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use sha2::{Digest, Sha256};
 
+use super::web;
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one_line};
+use crate::export::form::Form;
 use crate::export::{ExportEvent, envelope};
 use crate::section::Section;
 use crate::units::ByteSize;
@@ -92,6 +95,8 @@ pub struct Settings {
     pub partition_by: PartitionBy,
     /// A newline after each record's JSON.
     pub newline: bool,
+    /// The record's form.
+    pub form: Form,
 }
 
 impl Settings {
@@ -108,6 +113,7 @@ impl Settings {
             max_record_bytes: RECORD_BYTES.as_usize(),
             partition_by: PartitionBy::ContextKey,
             newline: false,
+            form: Form::default(),
         }
     }
 }
@@ -145,10 +151,7 @@ pub fn read(section: &mut Section<'_>) -> Option<Settings> {
     if external_id.is_some() && role_arn.is_none() {
         section.problem(Some("external_id"), "means nothing without `role_arn`");
     }
-    let endpoint: Option<http::Uri> = section.optional("endpoint");
-    if let Some(endpoint) = &endpoint {
-        check_endpoint(section, endpoint);
-    }
+    let endpoint = web::read_url(section, "endpoint");
     let settings = Settings {
         role_arn,
         external_id,
@@ -158,29 +161,13 @@ pub fn read(section: &mut Section<'_>) -> Option<Settings> {
         max_record_bytes: max_record_bytes.as_usize(),
         partition_by: section.or("partition_by", PartitionBy::ContextKey),
         newline: section.or("newline", false),
+        form: Form::read(section),
         ..Settings::to(&region?, stream?)
     };
     Some(settings)
 }
 
 // A wrong name would make AWS refuse every record as invalid, so it is caught here.
-fn check_endpoint(section: &Section<'_>, endpoint: &http::Uri) {
-    let loopback = matches!(endpoint.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
-    if endpoint.scheme_str() != Some("https") && !loopback {
-        let message = "must be https: events would cross the network in plain text (http is for loopback)";
-        section.problem(Some("endpoint"), message);
-    }
-    if endpoint
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'))
-    {
-        section.problem(
-            Some("endpoint"),
-            "holds a user name or password; credentials come from AWS's usual places",
-        );
-    }
-}
-
 fn read_stream(section: &mut Section<'_>) -> Option<Stream> {
     let name: Option<String> = section.optional("stream_name");
     let arn: Option<String> = section.optional("stream_arn");
@@ -214,6 +201,13 @@ fn read_stream(section: &mut Section<'_>) -> Option<Stream> {
         }
     }
 }
+
+/// Returns the destination.
+pub async fn open(settings: &Settings) -> Arc<dyn Destination> {
+    Arc::new(Kinesis::open(settings).await)
+}
+
+pub(super) use verdict::ANSWERS;
 
 /// The destination.
 pub struct Kinesis {
@@ -272,6 +266,8 @@ impl Kinesis {
 impl Destination for Kinesis {
     fn limits(&self) -> Limits {
         Limits {
+            keys: usize::MAX,
+            requests: usize::MAX,
             items: self.settings.max_records,
             bytes: self.settings.max_request_bytes,
             item_bytes: self.settings.max_record_bytes,
@@ -279,7 +275,10 @@ impl Destination for Kinesis {
     }
 
     fn encode(&self, event: &ExportEvent<'_>) -> Encoded {
-        let mut body = envelope::render(event);
+        let mut body = match self.settings.form.render(event) {
+            Ok(record) => record,
+            Err(reason) => return Encoded::Skip(reason),
+        };
         if self.settings.newline {
             body = on_one_line(body);
         }
@@ -318,15 +317,16 @@ impl Destination for Kinesis {
         }
     }
 
-    async fn probe(&self) -> Result<(), ProbeError> {
+    async fn probe(&self) -> Result<String, ProbeError> {
         let (name, arn) = self.stream();
         let request = self.client.describe_stream_summary();
         match request.set_stream_name(name).set_stream_arn(arn).send().await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok("the stream is there".to_owned()),
             // A policy that only allows to write is a good one, and says nothing of the stream.
-            Err(error) if error.code() == Some("AccessDeniedException") => Ok(()),
+            Err(error) if error.code() == Some("AccessDeniedException") => Ok("AWS knows the credentials".to_owned()),
             Err(error) => Err(ProbeError {
                 why: verdict::describe(&error),
+                remedy: "look at `region`, `stream_name` and the credentials".to_owned(),
             }),
         }
     }

@@ -13,6 +13,10 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::types::PutRecordsResultEntry;
 
 use crate::destination::Verdict;
+use crate::destination::answers::Answer;
+
+/// What Kinesis' answers mean.
+pub(in crate::destination) const ANSWERS: &[Answer] = &[];
 
 /// Errors of the request that pass by themselves, beside all 5xx (AWS: PutRecords, "Common Errors").
 const PASSING: [&str; 12] = [

@@ -196,6 +196,8 @@ impl FakeDestination {
                 items: 10,
                 bytes: 200,
                 item_bytes: 50,
+                keys: usize::MAX,
+                requests: 1,
             },
             latency: Duration::ZERO,
             script: Mutex::new(Box::new(script)),
@@ -306,8 +308,8 @@ impl Destination for FakeDestination {
         }
     }
 
-    async fn probe(&self) -> Result<(), ProbeError> {
-        Ok(())
+    async fn probe(&self) -> Result<String, ProbeError> {
+        Ok(String::new())
     }
 
     async fn idle(&self, last: bool) {

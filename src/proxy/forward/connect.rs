@@ -1,7 +1,7 @@
 //! Connections to the upstream: TCP, an egress proxy if the environment names one, TLS.
 //!
-//! TLS is always verified: the roots are the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured), the bundled
-//! Mozilla roots where there are none, and an extra CA file if configured. There is no switch to turn it off.
+//! TLS is always verified, with the roots of [`trust`] and an extra CA file if configured. There is no switch to turn
+//! it off.
 //! `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` mean what they mean to curl.
 
 use std::io;
@@ -19,12 +19,14 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::timeout::Timeout;
 use tower::{BoxError, Service};
+
+use crate::trust;
 
 /// Why the upstream's connector could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -88,11 +90,7 @@ impl Service<Uri> for Connector {
 
 /// Returns the connector for `upstream`.
 pub fn connector(upstream: &Uri, timeout: Duration, ca_file: Option<&Path>) -> Result<Connector, ConnectorError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca_file)?)
-        .with_no_client_auth();
+    let tls = trust::client(roots(ca_file)?)?;
     let dial = Dial::new(upstream, timeout, &Matcher::from_env())?;
     let forwards = matches!(dial.way, Way::Forward { .. });
     let proxy_authorization = match &dial.way {
@@ -113,13 +111,7 @@ pub fn connector(upstream: &Uri, timeout: Duration, ca_file: Option<&Path>) -> R
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ConnectorError> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    let (added, _ignored) = roots.add_parsable_certificates(native.certs);
-    if added == 0 {
-        tracing::warn!("no CA certificates found on this system, using the bundled ones");
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
+    let mut roots = trust::roots();
     if let Some(path) = ca_file {
         let fail = |source: Box<dyn std::error::Error + Send + Sync>| ConnectorError::CaFile {
             path: path.display().to_string(),

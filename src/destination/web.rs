@@ -1,0 +1,145 @@
+//! The HTTP client of all destinations that speak plain HTTP, and the rules they share.
+//!
+//! One connection pool for the process. TLS is verified with [`crate::trust`]'s roots; redirects are not followed, and
+//! are answers like others; of an answer's body at most [`MOST_ANSWER_BYTES`] are read. `HTTPS_PROXY`, `HTTP_PROXY`,
+//! `ALL_PROXY` and `NO_PROXY` are honoured. Nothing here retries: the drain does.
+
+use std::error::Error;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http::{HeaderMap, Uri};
+use reqwest::redirect::Policy;
+use reqwest::{Client, RequestBuilder};
+
+use crate::section::Section;
+use crate::trust;
+
+/// How much of an answer is read, bytes. Every service's answers are shorter.
+pub const MOST_ANSWER_BYTES: usize = 64 * 1024;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the drain's own bound, so that the error says what took so long.
+const TIMEOUT: Duration = Duration::from_secs(50);
+/// Services close idle connections after a minute or more; a request on a closed one would cost a retry.
+const IDLE: Duration = Duration::from_secs(30);
+/// The longest text about a failure that goes into logs and dead letters, characters.
+const MOST_WORDS: usize = 300;
+
+/// A service's answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body; what is not UTF-8 is replaced.
+    pub text: String,
+}
+
+/// Returns the client, or why there is none.
+pub fn client() -> Result<&'static Client, String> {
+    static CLIENT: OnceLock<Result<Client, String>> = OnceLock::new();
+    CLIENT
+        .get_or_init(|| build().map_err(|error| causes(error.as_ref())))
+        .as_ref()
+        .map_err(Clone::clone)
+}
+
+fn build() -> Result<Client, Box<dyn Error + Send + Sync>> {
+    let client = Client::builder()
+        .tls_backend_preconfigured(trust::client(trust::roots())?)
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(TIMEOUT)
+        .pool_idle_timeout(IDLE)
+        .retry(reqwest::retry::never())
+        .user_agent(concat!("flagtap/", env!("CARGO_PKG_VERSION")));
+    Ok(client.build()?)
+}
+
+/// Sends a request and reads the answer. The error is text for people, without the URL (which can hold a secret).
+pub async fn exchange(request: RequestBuilder) -> Result<Reply, String> {
+    let told = |error: reqwest::Error| match error.is_timeout() {
+        true => "no answer in time".to_owned(),
+        false => causes(&error.without_url()),
+    };
+    let mut response = request.send().await.map_err(told)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(told)? {
+        let room = MOST_ANSWER_BYTES - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == MOST_ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(Reply {
+        status: response.status().as_u16(),
+        headers: std::mem::take(response.headers_mut()),
+        text: String::from_utf8_lossy(&body).into_owned(),
+    })
+}
+
+impl Reply {
+    /// Returns the service's wish in `Retry-After`, if it is a whole number of seconds.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.seconds("retry-after")
+    }
+
+    /// Returns a header that holds a whole number of seconds.
+    pub fn seconds(&self, name: &str) -> Option<Duration> {
+        let text = self.headers.get(name)?.to_str().ok()?;
+        Some(Duration::from_secs(text.trim().parse().ok()?))
+    }
+}
+
+/// Returns one line of at most 300 characters, for texts that a service wrote.
+pub fn short(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = text.chars().map(printable).take(16 * MOST_WORDS).collect();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(MOST_WORDS).collect()
+}
+
+/// Returns an error with its causes.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    short(&text)
+}
+
+/// Reads a URL that events are sent to. It must be https but for loopback, and hold no credentials.
+pub fn read_url(section: &mut Section<'_>, key: &str) -> Option<Uri> {
+    let url: Uri = section.optional(key)?;
+    let loopback = matches!(url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    if url.scheme_str() != Some("https") && !(loopback && url.scheme_str() == Some("http")) {
+        let message = "must be https: events would cross the network in plain text (http is for loopback)";
+        section.problem(Some(key), message);
+    }
+    if url
+        .authority()
+        .is_some_and(|authority| authority.as_str().contains('@'))
+    {
+        section.problem(
+            Some(key),
+            "holds a user name or password; credentials have keys of their own",
+        );
+    }
+    Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_a_service_become_one_short_line() {
+        assert_eq!(short(" a\r\n\tb\u{1b}[31m c "), "a b [31m c");
+        assert_eq!(short(&"é ".repeat(5000)).chars().count(), 300);
+    }
+}
