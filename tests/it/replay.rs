@@ -78,6 +78,22 @@ fn every_recording_is_replayed() {
     assert_eq!(found, replayed);
 }
 
+/// Replays a recording through a relay with this one destination (its settings without the name), until all that it
+/// exports is delivered. Returns the export's golden lines, which the folder of files gets.
+pub(crate) fn deliver(build: &str, mut destination: Value) -> Vec<String> {
+    let recording = load(build);
+    let upstream = Upstream::start();
+    let mut setup = Setup::new(upstream.address());
+    destination["name"] = json!("archive");
+    setup.config["environments"] = json!([environment(&recording)]);
+    setup.config["destinations"] = json!([destination]);
+    let relay = Relay::start(&setup);
+    replay(&recording, &upstream, relay.address(), true);
+    relay.settle();
+    relay.stop();
+    golden(build)
+}
+
 fn replay_through_the_relay(build: &str) {
     let recording = load(build);
     let upstream = Upstream::start();
@@ -263,19 +279,28 @@ fn environment(recording: &[Recorded]) -> Value {
     })
 }
 
-fn compare_with_golden(build: &str, lines: &[String]) {
-    let path = fixture(&format!("golden/{build}.ndjson.gz"));
+/// Returns the lines of a golden file.
+fn golden(name: &str) -> Vec<String> {
+    let path = fixture(&format!("golden/{name}.ndjson.gz"));
+    let golden = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let golden = String::from_utf8(inflate(&golden)).unwrap();
+    golden.split_terminator('\n').map(str::to_owned).collect()
+}
+
+/// Compares lines with the golden file of this name: a build's for its export, `<kind>/<build>` for what is sent to a
+/// destination of another form.
+pub(crate) fn compare_with_golden(name: &str, lines: &[String]) {
     if env::var_os("FLAGTAP_UPDATE_GOLDEN").is_some() {
+        let path = fixture(&format!("golden/{name}.ndjson.gz"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         let mut writer = GzBuilder::new().write(fs::File::create(&path).unwrap(), Compression::best());
         lines.iter().for_each(|line| writeln!(writer, "{line}").unwrap());
         writer.finish().unwrap();
         return;
     }
-    let golden = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let golden = String::from_utf8(inflate(&golden)).unwrap();
-    let golden: Vec<&str> = golden.split_terminator('\n').collect();
+    let golden = golden(name);
     for (number, (line, expected)) in lines.iter().zip(&golden).enumerate() {
-        assert_eq!(line, expected, "{build}: line {}", number + 1);
+        assert_eq!(line, expected, "{name}: line {}", number + 1);
     }
-    assert_eq!(lines.len(), golden.len(), "{build}: number of exported events");
+    assert_eq!(lines.len(), golden.len(), "{name}: number of exported events");
 }
