@@ -17,6 +17,8 @@ pub mod answers;
 #[cfg(test)]
 mod contract;
 pub mod file;
+#[cfg(feature = "pubsub")]
+pub mod google_pubsub;
 #[cfg(feature = "kinesis")]
 pub mod kinesis;
 #[cfg(test)]
@@ -90,6 +92,7 @@ macro_rules! registry {
 
 registry! {
     #[cfg(feature = "kinesis")] Kinesis = "kinesis": kinesis,
+    #[cfg(feature = "pubsub")] GooglePubsub = "google_pubsub" as "google-pubsub": google_pubsub,
     File = "file": file,
     Stdout = "stdout": stdout,
 }
