@@ -14,6 +14,7 @@ use crate::export::form::Form;
 use crate::section::Section;
 
 pub mod answers;
+pub mod azure_event_hubs;
 #[cfg(test)]
 mod contract;
 pub mod file;
@@ -23,8 +24,11 @@ pub mod google_pubsub;
 pub mod kinesis;
 #[cfg(test)]
 mod reading;
+#[cfg(test)]
+mod receiver;
 pub mod stdout;
 pub mod web;
+pub mod webhook;
 
 /// Declares the registry: one line per kind of destination, `Variant = "kind" as alias: module`. A kind behind a
 /// feature is known also to a build without it, so that its absence can be explained.
@@ -93,6 +97,8 @@ macro_rules! registry {
 registry! {
     #[cfg(feature = "kinesis")] Kinesis = "kinesis": kinesis,
     #[cfg(feature = "pubsub")] GooglePubsub = "google_pubsub" as "google-pubsub": google_pubsub,
+    AzureEventHubs = "azure_event_hubs" as "azure-event-hubs": azure_event_hubs,
+    Webhook = "webhook": webhook,
     File = "file": file,
     Stdout = "stdout": stdout,
 }

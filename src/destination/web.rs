@@ -5,12 +5,14 @@
 //! `ALL_PROXY` and `NO_PROXY` are honoured. Nothing here retries: the drain does.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Uri};
+use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::redirect::Policy;
-use reqwest::{Client, RequestBuilder};
+use reqwest::{Client, RequestBuilder, Response};
 
 use crate::section::Section;
 use crate::trust;
@@ -19,10 +21,12 @@ use crate::trust;
 pub const MOST_ANSWER_BYTES: usize = 64 * 1024;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Below the drain's own bound, so that the error says what took so long.
-const TIMEOUT: Duration = Duration::from_secs(50);
+/// How long a request may take with its answer. Below the drain's own bound, so that the error says what took so long.
+pub const TIMEOUT: Duration = Duration::from_secs(50);
 /// Services close idle connections after a minute or more; a request on a closed one would cost a retry.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long the rest of an answer is awaited whose status says all, so that its connection can be used again.
+const REST: Duration = Duration::from_secs(1);
 /// The longest text about a failure that goes into logs and dead letters, characters.
 const MOST_WORDS: usize = 300;
 
@@ -60,11 +64,21 @@ fn build() -> Result<Client, Box<dyn Error + Send + Sync>> {
 
 /// Sends a request and reads the answer. The error is text for people, without the URL (which can hold a secret).
 pub async fn exchange(request: RequestBuilder) -> Result<Reply, String> {
-    let told = |error: reqwest::Error| match error.is_timeout() {
-        true => "no answer in time".to_owned(),
-        false => causes(&error.without_url()),
-    };
     let mut response = request.send().await.map_err(told)?;
+    let body = read(&mut response).await?;
+    Ok(Reply::of(response, &body))
+}
+
+/// Sends a request and takes the answer's status and headers for the answer: `text` is empty. What comes of the body is
+/// thrown away, and whether it comes at all changes nothing.
+pub async fn exchange_heads(request: RequestBuilder) -> Result<Reply, String> {
+    let mut response = request.send().await.map_err(told)?;
+    // A body that is read to its end frees the connection for the next request; any other outcome closes it.
+    let _ = tokio::time::timeout(REST, read(&mut response)).await;
+    Ok(Reply::of(response, b""))
+}
+
+async fn read(response: &mut Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(told)? {
         let room = MOST_ANSWER_BYTES - body.len();
@@ -73,17 +87,36 @@ pub async fn exchange(request: RequestBuilder) -> Result<Reply, String> {
             break;
         }
     }
-    Ok(Reply {
-        status: response.status().as_u16(),
-        headers: std::mem::take(response.headers_mut()),
-        text: String::from_utf8_lossy(&body).into_owned(),
-    })
+    Ok(body)
+}
+
+fn told(error: reqwest::Error) -> String {
+    match error.is_timeout() {
+        true => "no answer in time".to_owned(),
+        false => causes(&error.without_url()),
+    }
 }
 
 impl Reply {
-    /// Returns the service's wish in `Retry-After`, if it is a whole number of seconds.
+    fn of(mut response: Response, body: &[u8]) -> Self {
+        Self {
+            status: response.status().as_u16(),
+            headers: std::mem::take(response.headers_mut()),
+            text: String::from_utf8_lossy(body).into_owned(),
+        }
+    }
+
+    /// Returns the service's wish in `Retry-After`: a whole number of seconds, or a date (RFC 9110 §10.2.3).
     pub fn retry_after(&self) -> Option<Duration> {
         self.seconds("retry-after")
+            .or_else(|| self.until("retry-after", SystemTime::now()))
+    }
+
+    /// Returns the time from `now` to the date in a header; none if it has passed.
+    fn until(&self, name: &str, now: SystemTime) -> Option<Duration> {
+        let text = self.headers.get(name)?.to_str().ok()?;
+        let date = DateTimeParser::new().parse_timestamp(text.trim()).ok()?;
+        SystemTime::from(date).duration_since(now).ok()
     }
 
     /// Returns a header that holds a whole number of seconds.
@@ -101,6 +134,17 @@ pub fn short(text: &str) -> String {
     words.join(" ").chars().take(MOST_WORDS).collect()
 }
 
+/// Returns bytes as lower-case hex digits, as signatures and ids are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+}
+
 /// Returns an error with its causes.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -113,9 +157,19 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
     short(&text)
 }
 
-/// Reads a URL that events are sent to. It must be https but for loopback, and hold no credentials.
+/// Reads a URL that events are sent to, if there is one. It must be https but for loopback, and hold no credentials.
 pub fn read_url(section: &mut Section<'_>, key: &str) -> Option<Uri> {
-    let url: Uri = section.optional(key)?;
+    let url = section.optional(key)?;
+    Some(checked(section, key, url))
+}
+
+/// Reads a URL that must be there, with the same rules.
+pub fn require_url(section: &mut Section<'_>, key: &str) -> Option<Uri> {
+    let url = section.required(key)?;
+    Some(checked(section, key, url))
+}
+
+fn checked(section: &Section<'_>, key: &str, url: Uri) -> Uri {
     let loopback = matches!(url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
     if url.scheme_str() != Some("https") && !(loopback && url.scheme_str() == Some("http")) {
         let message = "must be https: events would cross the network in plain text (http is for loopback)";
@@ -130,12 +184,45 @@ pub fn read_url(section: &mut Section<'_>, key: &str) -> Option<Uri> {
             "holds a user name or password; credentials have keys of their own",
         );
     }
-    Some(url)
+    url
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn reply(name: &'static str, value: &'static str) -> Reply {
+        Reply {
+            status: 503,
+            headers: [(
+                http::HeaderName::from_static(name),
+                http::HeaderValue::from_static(value),
+            )]
+            .into_iter()
+            .collect(),
+            text: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_wish_is_a_number_of_seconds_or_a_date() {
+        let wish = |value| reply("retry-after", value).retry_after();
+        assert_eq!(wish(" 120 "), Some(Duration::from_secs(120)));
+        for none in [
+            "",
+            "-1",
+            "1.5",
+            "soon",
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "99999999999999999999",
+        ] {
+            assert_eq!(wish(none), None, "{none}");
+        }
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
+        let until = |value| reply("retry-after", value).until("retry-after", now);
+        assert_eq!(until("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(77)));
+        assert_eq!(until("Sun, 06 Nov 1994 08:01:37 GMT"), None);
+    }
 
     #[test]
     fn texts_of_a_service_become_one_short_line() {

@@ -62,6 +62,44 @@ impl Section<'_> {
         secrets
     }
 
+    /// Returns the secrets of a mapping whose names are free, with their names and places. A name that ends with `_file`
+    /// stands for the name before it, and its value for that file's content. Values may hold spaces: `Bearer …`.
+    pub fn secret_mapping(&mut self, key: &str) -> Vec<(String, Secret, Place)> {
+        let read = |section: &mut Section<'_>| {
+            section.camel_case = false;
+            // No name is unknown here.
+            section.asked = section.keys().into_iter().map(str::to_owned).collect();
+            let names = section.asked.clone();
+            let secrets = names.iter().filter_map(|name| section.named_secret(name));
+            secrets.collect()
+        };
+        self.section(key, read).unwrap_or_default()
+    }
+
+    fn named_secret(&self, name: &str) -> Option<(String, Secret, Place)> {
+        let (name, text, place) = match (name.strip_suffix("_file"), &self.find(name)?.node.value) {
+            (Some(header), _) => {
+                let (text, place) = self.secret_file(name)?;
+                (header, text, place)
+            }
+            (None, Value::Text(text)) => (name, text.clone(), self.place_below(name)),
+            (None, Value::Broken) => return None,
+            (None, other) => {
+                self.problem(Some(name), format!("is {}, expected a secret", describe(other)));
+                return None;
+            }
+        };
+        let text = text.trim();
+        if text.is_empty() || text.chars().any(char::is_control) {
+            self.problem_at(
+                place,
+                "is an empty secret, or one with a line break or control character in it",
+            );
+            return None;
+        }
+        Some((name.to_owned(), Secret::new(text.to_owned()), place))
+    }
+
     fn checked_secret(&self, node: &Node, place: Place) -> Option<Secret> {
         match &node.value {
             Value::Broken => None,
