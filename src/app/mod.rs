@@ -350,6 +350,7 @@ async fn destinations(config: &Config) -> Vec<drains::Spec> {
                     initial: destination.retry.initial,
                     max: destination.retry.max,
                 },
+                concurrency: destination.concurrency,
                 ..drain::Settings::default()
             },
         });

@@ -18,7 +18,15 @@ pub struct Destination {
     pub settings: Settings,
     /// How failed deliveries are repeated.
     pub retry: Backoff,
+    /// The most requests under way at a time; 1 to 32.
+    pub concurrency: usize,
 }
+
+/// One request at a time keeps the order, and a crash repeats no more than that one.
+const CONCURRENCY: u16 = 1;
+
+/// More than this many would only wait for the one task that writes them.
+const MOST_CONCURRENCY: u16 = 32;
 
 /// The waits between tries. Most failures are over within seconds, and a destination that was down for an hour is tried
 /// again within a minute.
@@ -34,6 +42,7 @@ impl Destination {
             name: "archive".to_owned(),
             settings: Settings::File(file::Settings::at(PathBuf::from("./flagtap-export"))),
             retry: RETRY,
+            concurrency: usize::from(CONCURRENCY),
         }
     }
 }
@@ -54,6 +63,11 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
     section.take_aliases(ALIASES);
     let name = read_name(section);
     let retry = section.section("retry", read_retry).unwrap_or(RETRY);
+    let concurrency = section.or("concurrency", CONCURRENCY);
+    if !(1..=MOST_CONCURRENCY).contains(&concurrency) {
+        let message = format!("must be from 1 to {MOST_CONCURRENCY}");
+        section.problem(Some("concurrency"), message);
+    }
     let settings = section
         .kind(KINDS)
         .and_then(|kind| {
@@ -67,6 +81,7 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
         name: name.clone(),
         settings,
         retry,
+        concurrency: usize::from(concurrency),
     });
     ReadDestination { name, value }
 }

@@ -1,39 +1,40 @@
 //! Delivery: one task per destination takes events from the queue until each is acknowledged or given up for itself.
 //!
 //! Owns the loop `next -> encode -> pack -> send -> verdict per event -> settle`, its settings and its status.
-//! Promises: an event leaves only as delivered, skipped or dead-lettered; what the destination acknowledged is durably
-//! noted before the next request, so a crash repeats at most the request in flight; a failing event holds back no
-//! others until the window is full. Trusts no destination: it bounds, counts and survives what they do.
+//! Promises: an event leaves only as delivered, skipped or dead-lettered; what a request came to is durably noted before
+//! another takes its place, so a crash repeats at most the requests under way (one, if not configured otherwise); a
+//! failing event holds back no others until the window is full, and a failing destination gets one request at a time.
 
-use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 
-use crate::backoff::Backoff;
-use crate::destination::{Destination, Encoded, Item, Limits, Verdict};
-use crate::export;
+use crate::destination::{Destination, Limits, Verdict};
 use crate::metrics::Metrics;
 use crate::queue::{ConsumeError, Consumer, Limit, Position, now_ms};
-use crate::record::{Record, RecordEvent};
+use crate::record::Record;
 
 mod counts;
+mod flights;
 mod note;
 mod pack;
 mod retry;
+mod service;
+mod settings;
 mod status;
 #[cfg(test)]
 mod tests;
 mod window;
 
+pub use settings::Settings;
 pub use status::{DrainStatus, Snapshot, State};
 
 use counts::Counts;
+use flights::{Flights, Landed, Origin};
+use service::Service;
 use status::{Failure, Reporter};
 use window::{Slot, Waiting, Window};
 
@@ -46,9 +47,13 @@ const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// A queue that yields nothing for this long during a soft stop is empty.
 const EMPTY_AFTER: Duration = Duration::from_millis(500);
 
-/// How long after a hard stop the answer to the request in flight is still awaited: every answer that arrives saves
+/// How long after a hard stop the answers to the requests under way are still awaited: every answer that arrives saves
 /// the destination a duplicate.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// How long events wait beside a request under way for others to fill a request with. Where nothing is under way they
+/// do not wait.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// The two ways to end a drain. The caller cancels `soft` once nothing is appended any more, and `hard` when the time
 /// left is only enough to note what was delivered (it takes up to a second for an answer, and a commit).
@@ -58,34 +63,6 @@ pub struct Stop {
     pub soft: CancellationToken,
     /// End now: undelivered events stay in the queue for the next start.
     pub hard: CancellationToken,
-}
-
-/// How one destination is served.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Waits between tries (`retry: { initial, max }`); 1 s to 60 s.
-    pub retry: Backoff,
-    /// Bound of one request; its events are sent again when it passes. 60 s.
-    pub timeout: Duration,
-    /// Events (`records`) and bytes of event JSON held in memory. Reading stops at either and can overshoot it by one
-    /// read, of a request's size. 1000 events, 4 MiB.
-    pub window: Limit,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            retry: Backoff {
-                initial: Duration::from_secs(1),
-                max: Duration::from_secs(60),
-            },
-            timeout: Duration::from_secs(60),
-            window: Limit {
-                records: 1000,
-                bytes: 4 * 1024 * 1024,
-            },
-        }
-    }
 }
 
 /// Why a drain ended.
@@ -151,19 +128,11 @@ struct Tries {
     failed_alone: u32,
 }
 
-/// All of a [`Drain`] but the consumer: what can be shared while a request is under way.
-struct Service {
-    name: String,
-    destination: Arc<dyn Destination>,
-    counts: Counts,
-    settings: Settings,
-    stop: Stop,
-}
-
 struct Task {
     consumer: Box<dyn Consumer>,
-    service: Service,
+    service: Arc<Service>,
     window: Window,
+    flights: Flights,
     schedule: retry::Schedule,
     reporter: Reporter,
     /// The queue is not read before.
@@ -196,18 +165,19 @@ impl Task {
         Self {
             consumer,
             window: Window::remembering(entries),
+            flights: Flights::default(),
             schedule: retry::Schedule::new(settings.retry, fastrand::Rng::new()),
             reporter: Reporter::new(name.clone(), status, counts.blocked()),
             read_from: now,
             idle_at: now + IDLE_INTERVAL,
             empty_at: None,
-            service: Service {
+            service: Arc::new(Service {
                 name,
                 destination,
                 counts,
                 settings,
                 stop,
-            },
+            }),
         }
     }
 
@@ -216,6 +186,7 @@ impl Task {
             if self.service.stop.hard.is_cancelled() {
                 return Ending::Stopped;
             }
+            self.land();
             if self.window.is_dirty()
                 && let Err(ending) = self.settle().await
             {
@@ -235,43 +206,104 @@ impl Task {
             } else {
                 self.reporter.idle();
             }
-            if self.next_send().is_some_and(|at| at <= now) {
-                self.send_next(now).await;
-            } else if let Err(ending) = self.wait(now).await {
+            let next = self.launch(now);
+            if let Err(ending) = self.wait(now, next).await {
                 return ending;
             }
         }
     }
 
-    /// Returns when the next request is due.
-    fn next_send(&self) -> Option<Instant> {
-        let due = self.window.next_due()?;
+    /// Returns when the next event is due, as far as the destination is not in trouble.
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        let due = self.window.next_due(now)?;
         Some(self.schedule.trouble().map_or(due, |trouble| due.max(trouble.until)))
     }
 
-    /// Waits for new events, until the next request is due, or for the end.
-    async fn wait(&mut self, now: Instant) -> Result<(), Ending> {
-        if self.idle_at <= now {
+    /// Starts the requests that are due. Returns when to look again, if not at an answer.
+    fn launch(&mut self, now: Instant) -> Option<Instant> {
+        let limits = self.service.destination.limits();
+        while self.flights.count() < self.service.settings.requests(limits) {
+            // Those that were sent before the trouble may hang for long; one that was sent since tells how it stands.
+            if self.schedule.trouble().is_some() && self.flights.sent_knowing(self.schedule.known()) > 0 {
+                return None;
+            }
+            let due = self.next_due(now)?;
+            if due > now {
+                return Some(due);
+            }
+            let loads = self.window.due(now).map(|waiting| pack::Load {
+                size: waiting.item.size,
+                most: waiting.most,
+                key: &waiting.item.key,
+            });
+            let request = pack::fill(loads, limits);
+            if !request.full && self.flights.count() > 0 {
+                let first = self.window.due(now).map(|waiting| waiting.due).min();
+                let lingered = first.map(|first| first + LINGER);
+                if lingered.is_some_and(|until| until > now) {
+                    return lingered;
+                }
+            }
+            self.send(now, request.count);
+        }
+        None
+    }
+
+    /// Starts a request with the first `count` events that are due.
+    fn send(&mut self, now: Instant, count: usize) {
+        let (mut places, mut items, mut tries) = (
+            Vec::with_capacity(count),
+            Vec::with_capacity(count),
+            Vec::with_capacity(count),
+        );
+        for (place, waiting) in self.window.take(now, count) {
+            places.push(Origin {
+                place,
+                most: waiting.most,
+                due: waiting.due,
+            });
+            items.push(waiting.item);
+            tries.push(waiting.tries);
+        }
+        self.reporter.sending();
+        self.idle_at = now + IDLE_INTERVAL;
+        let (service, known) = (Arc::clone(&self.service), self.schedule.known());
+        self.flights.start(known, async move {
+            let verdicts = service.send(&items, &tries).await;
+            Landed {
+                places,
+                items,
+                tries,
+                known,
+                verdicts,
+            }
+        });
+    }
+
+    /// Waits for an answer, for new events, until `next`, or for the end.
+    async fn wait(&mut self, now: Instant, next: Option<Instant>) -> Result<(), Ending> {
+        if self.idle_at <= now && self.flights.count() == 0 {
             self.idle(false).await;
         }
         let limits = self.service.destination.limits();
         let room = self
             .window
-            .room(self.service.settings.window)
+            .room(self.service.settings.window(limits))
             .filter(|_| self.read_from <= now);
         let limit = room.map_or(Limit { records: 1, bytes: 1 }, |room| Limit {
             records: room.records.min(limits.items).max(1),
             bytes: room.bytes.min(limits.bytes).max(1),
         });
         let later = Some(self.read_from).filter(|at| *at > now);
-        let times = [self.next_send(), later, self.empty_at, Some(self.idle_at)];
+        let times = [next, later, self.empty_at, Some(self.idle_at)];
         let wake = times.into_iter().flatten().filter(|at| *at > now).min();
         let stop = &self.service.stop;
         tokio::select! {
             biased;
             () = stop.hard.cancelled() => {}
             () = stop.soft.cancelled(), if self.empty_at.is_none() => {}
-            () = tokio::time::sleep_until(wake.unwrap_or(self.idle_at)) => {}
+            () = self.flights.answered() => {}
+            () = tokio::time::sleep_until(wake.unwrap_or(now + IDLE_INTERVAL)) => {}
             read = self.consumer.next(limit), if room.is_some() => match read {
                 Ok(records) => self.take_in(records, limits).await,
                 Err(ConsumeError::Closed) => return Err(Ending::QueueClosed),
@@ -290,53 +322,45 @@ impl Task {
             return;
         }
         for (position, record) in records {
-            let ids = export::event_ids(&record);
             let service = &self.service;
-            self.window.take_in(position, record, |place, record, event| {
-                let id = ids.get(place).map_or("", String::as_str);
-                service.prepare(record, event, id, limits, now)
+            self.window.take_in(position, record, |record, event| {
+                service.prepare(record, event, limits, now)
             });
             // Encoding is quick, but a read can hold thousands of events.
-            tokio::task::yield_now().await;
+            self.flights.meanwhile(tokio::task::yield_now()).await;
         }
     }
 
-    async fn send_next(&mut self, now: Instant) {
-        let limits = self.service.destination.limits();
-        let loads = self.window.due(now).map(|waiting| pack::Load {
-            size: waiting.item.size,
-            most: waiting.most,
-        });
-        let count = pack::fill(loads, limits);
-        let taken = self.window.take(now, count);
-        let (mut places, mut items, mut tries) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, waiting) in taken {
-            places.push((place, waiting.most, waiting.due));
-            items.push(waiting.item);
-            tries.push(waiting.tries);
+    /// Brings the answers that have come into the window.
+    fn land(&mut self) {
+        while let Some(landed) = self.flights.take() {
+            let Landed {
+                places,
+                items,
+                tries,
+                known,
+                verdicts,
+            } = landed;
+            let now = Instant::now();
+            let verdicts = verdicts.unwrap_or_default();
+            let delivered = verdicts.contains(&Verdict::Delivered);
+            let why = verdicts.iter().find_map(retry::failure).map(str::to_owned);
+            let next = self.schedule.judge(now, known, &tries, verdicts);
+            let halved = items.len().div_ceil(2);
+            let mut next = next.into_iter();
+            for ((Origin { place, most, due }, item), tries) in places.into_iter().zip(items).zip(tries) {
+                let waiting = |tries, most, due| Slot::Waiting(Waiting { item, tries, most, due });
+                let slot = match next.next() {
+                    Some(retry::Next::Delivered) => Slot::Settled(Fate::Delivered),
+                    Some(retry::Next::Dead(why)) => Slot::Dying(why),
+                    Some(retry::Next::Again { tries, due }) => waiting(tries, most, due),
+                    Some(retry::Next::Halve) => waiting(tries, halved, now),
+                    None => waiting(tries, most, due),
+                };
+                self.window.put(place, slot);
+            }
+            self.report(now, delivered, why);
         }
-        self.reporter.sending();
-        self.idle_at = now + IDLE_INTERVAL;
-        let answer = self.service.send(&items, &tries).await;
-        let now = Instant::now();
-        let verdicts = answer.unwrap_or_default();
-        let delivered = verdicts.contains(&Verdict::Delivered);
-        let why = verdicts.iter().find_map(retry::failure).map(str::to_owned);
-        let next = self.schedule.judge(now, &tries, verdicts);
-        let halved = items.len().div_ceil(2);
-        let mut next = next.into_iter();
-        for (((place, most, due), item), tries) in places.into_iter().zip(items).zip(tries) {
-            let waiting = |tries, most, due| Slot::Waiting(Waiting { item, tries, most, due });
-            let slot = match next.next() {
-                Some(retry::Next::Delivered) => Slot::Settled(Fate::Delivered),
-                Some(retry::Next::Dead(why)) => Slot::Dying(why),
-                Some(retry::Next::Again { tries, due }) => waiting(tries, most, due),
-                Some(retry::Next::Halve) => waiting(tries, halved, now),
-                None => waiting(tries, most, due),
-            };
-            self.window.put(place, slot);
-        }
-        self.report(now, delivered, why);
     }
 
     fn report(&mut self, now: Instant, delivered: bool, why: Option<String>) {
@@ -344,7 +368,7 @@ impl Task {
             self.reporter.delivered();
         }
         let events = self.window.failed();
-        let wait = self.next_send().map_or(Duration::ZERO, |at| at.duration_since(now));
+        let wait = self.next_due(now).map_or(Duration::ZERO, |at| at.duration_since(now));
         let trouble = self
             .schedule
             .trouble()
@@ -371,7 +395,7 @@ impl Task {
             }
             tokio::select! {
                 () = self.service.stop.hard.cancelled() => return Err(Ending::Stopped),
-                () = tokio::time::sleep(QUEUE_WAIT) => {}
+                () = self.flights.meanwhile(tokio::time::sleep(QUEUE_WAIT)) => {}
             }
         }
     }
@@ -380,13 +404,14 @@ impl Task {
         let letters = self.window.letters(&self.service.name, now_ms());
         if let Some(last) = letters.last() {
             let (events, why) = (letters.len(), last.why.clone());
-            self.consumer.bury(letters).await?;
+            self.flights.meanwhile(self.consumer.bury(letters)).await?;
             self.window.buried();
             self.reporter.buried(events, &why);
         }
         let beyond = self.window.settled_beyond();
         let note = note::encode(beyond.iter().map(|entry| (entry.position, entry.fates.as_slice())));
-        self.consumer.commit(self.window.settled_to(), &note).await?;
+        let commit = self.consumer.commit(self.window.settled_to(), &note);
+        self.flights.meanwhile(commit).await?;
         self.reporter.queue_works();
         let ended = self.window.release();
         self.service.counts.ended(&ended);
@@ -402,7 +427,7 @@ impl Task {
     }
 
     async fn idle(&mut self, last: bool) {
-        let Service { destination, stop, .. } = &self.service;
+        let Service { destination, stop, .. } = &*self.service;
         let idle = self.service.guarded(async { destination.idle(last).await });
         let idle = tokio::select! {
             idle = idle => idle,
@@ -415,75 +440,16 @@ impl Task {
     }
 
     async fn end(&mut self) {
+        if self.service.stop.hard.is_cancelled() {
+            self.flights.all_answered().await;
+            self.land();
+        }
         let settled =
             !self.window.is_dirty() || matches!(tokio::time::timeout(LAST_ANSWER, self.try_settle()).await, Ok(Ok(())));
         // A file that is completed while its last events are not noted as delivered would get them again.
-        if settled {
+        if settled && self.flights.count() == 0 {
             self.idle(true).await;
         }
         self.reporter.stopped();
-    }
-}
-
-impl Service {
-    /// Returns a new event's state.
-    fn prepare(&self, record: &Record, event: &RecordEvent, id: &str, limits: Limits, now: Instant) -> Slot {
-        let event = export::export_event(record, event, id);
-        let encoded = catch_unwind(AssertUnwindSafe(|| self.destination.encode(&event))).unwrap_or_else(|_| {
-            self.panicked();
-            Encoded::Reject("encoding panicked".to_owned())
-        });
-        match encoded {
-            Encoded::Skip(reason) => Slot::Settled(Fate::Skipped(reason)),
-            Encoded::Reject(why) => Slot::Dying(why),
-            Encoded::Item(item) => match pack::oversize(item.size, limits) {
-                Some(why) => Slot::Dying(why),
-                None => Slot::Waiting(Waiting {
-                    item,
-                    tries: Tries::default(),
-                    most: usize::MAX,
-                    due: now,
-                }),
-            },
-        }
-    }
-
-    /// Sends one request; `None` if a hard stop came before the answer.
-    async fn send(&self, items: &[Item], tries: &[Tries]) -> Option<Vec<Verdict>> {
-        let again = tries.iter().filter(|tries| tries.sent > 0).count();
-        self.counts.retried(again);
-        let started = Instant::now();
-        let hard_stop = async {
-            self.stop.hard.cancelled().await;
-            tokio::time::sleep(LAST_ANSWER).await;
-        };
-        let verdicts = tokio::select! {
-            biased;
-            answer = self.guarded(async { self.destination.send(items).await }) => match answer {
-                Ok(verdicts) => retry::one_per_item(verdicts, items.len()),
-                Err(why) => retry::retry_all(items.len(), &why),
-            },
-            () = hard_stop => return None,
-        };
-        self.counts.request(retry::outcome(&verdicts), started.elapsed());
-        Some(verdicts)
-    }
-
-    /// Bounds a destination's work in time and catches its panics.
-    async fn guarded<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
-        let guarded = AssertUnwindSafe(work).catch_unwind();
-        match tokio::time::timeout(self.settings.timeout, guarded).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(_)) => {
-                self.panicked();
-                Err("destination panicked".to_owned())
-            }
-            Err(_) => Err(format!("no answer within {:?}", self.settings.timeout)),
-        }
-    }
-
-    fn panicked(&self) {
-        self.counts.panic();
-        error!(destination = self.name, "panic in a destination, delivery goes on");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The whole retry policy is here, as arithmetic on verdicts and instants. It tells two troubles apart. While the
 //! destination as a whole fails (it delivered nothing of a request that held a new event) nothing is sent until a wait
-//! is over. Where it takes some events and not others, only those wait, and the rest goes on.
+//! is over. Where it takes some events and not others, only those wait, and the rest goes on. Of several requests under
+//! way when trouble begins, the answers of the others tell nothing new: they neither end it nor count as more of it.
 //! No event is given up for its age or its number of tries: it waits until it is delivered or refused for itself.
 
 use std::time::Duration;
@@ -45,12 +46,18 @@ pub(super) struct Trouble {
     pub(super) why: String,
 }
 
+/// What was known of the destination when a request was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known(u64);
+
 /// The retry policy of one destination, with what it remembers between requests.
 #[derive(Debug)]
 pub(super) struct Schedule {
     backoff: Backoff,
     random: fastrand::Rng,
     trouble: Option<Trouble>,
+    /// Requests so far that failed as a whole.
+    failures: u64,
 }
 
 impl Schedule {
@@ -59,7 +66,13 @@ impl Schedule {
             backoff,
             random,
             trouble: None,
+            failures: 0,
         }
+    }
+
+    /// Returns what is known now; to be kept with a request and given to [`judge`](Self::judge) with its answer.
+    pub(super) fn known(&self) -> Known {
+        Known(self.failures)
     }
 
     /// Returns the trouble the destination as a whole is in.
@@ -75,7 +88,8 @@ impl Schedule {
     }
 
     /// Returns what follows for each event of a request from the verdicts, one per event in the same order.
-    pub(super) fn judge(&mut self, now: Instant, tries: &[Tries], verdicts: Vec<Verdict>) -> Vec<Next> {
+    pub(super) fn judge(&mut self, now: Instant, known: Known, tries: &[Tries], verdicts: Vec<Verdict>) -> Vec<Next> {
+        let outdated = self.trouble.is_some() && known != self.known();
         let failed = verdicts.iter().filter(|verdict| failure(verdict).is_some()).count();
         let answered = verdicts
             .iter()
@@ -83,12 +97,15 @@ impl Schedule {
         let as_a_whole = failed > 0
             && failed == verdicts.len()
             && (self.trouble.is_some() || tries.iter().any(|tries| tries.sent == 0));
-        if answered {
+        if answered && !outdated {
             self.trouble = None;
         }
         let due = now + self.wait(tries, &verdicts, as_a_whole);
-        if as_a_whole {
+        if as_a_whole && !outdated {
             self.worsen(due, &verdicts);
+        } else if as_a_whole && let Some(trouble) = &mut self.trouble {
+            // It may have asked for a longer wait.
+            trouble.until = trouble.until.max(due);
         }
         let alone = verdicts.len() == 1;
         tries
@@ -133,6 +150,7 @@ impl Schedule {
     }
 
     fn worsen(&mut self, until: Instant, verdicts: &[Verdict]) {
+        self.failures += 1;
         let blocked = verdicts
             .iter()
             .find(|verdict| matches!(verdict, Verdict::Blocked { .. }));
@@ -225,6 +243,12 @@ mod tests {
         Schedule::new(backoff, fastrand::Rng::with_seed(7))
     }
 
+    // The answer of a request that was the only one under way.
+    fn judge(schedule: &mut Schedule, now: Instant, tries: &[Tries], verdicts: Vec<Verdict>) -> Vec<Next> {
+        let known = schedule.known();
+        schedule.judge(now, known, tries, verdicts)
+    }
+
     fn retry(after: Option<u64>) -> Verdict {
         Verdict::Retry {
             after: after.map(Duration::from_secs),
@@ -249,7 +273,7 @@ mod tests {
     fn waits_longer_with_every_failed_request_up_to_the_maximum() {
         let (mut schedule, mut now, mut waits) = (schedule(), Instant::now(), Vec::new());
         for _ in 0..200 {
-            let next = schedule.judge(now, &[NEW], vec![retry(None)]);
+            let next = judge(&mut schedule, now, &[NEW], vec![retry(None)]);
             let until = schedule.trouble().unwrap().until;
             assert_eq!(due(&next[0]), until);
             waits.push(until - now);
@@ -264,16 +288,16 @@ mod tests {
     #[test]
     fn waits_as_long_as_the_service_asks_within_five_minutes() {
         let now = Instant::now();
-        let next = schedule().judge(now, &[NEW], vec![retry(Some(17))]);
+        let next = judge(&mut schedule(), now, &[NEW], vec![retry(Some(17))]);
         assert_eq!(due(&next[0]) - now, Duration::from_secs(17));
-        let next = schedule().judge(now, &[NEW], vec![retry(Some(86_400))]);
+        let next = judge(&mut schedule(), now, &[NEW], vec![retry(Some(86_400))]);
         assert_eq!(due(&next[0]) - now, LONGEST_WISH);
     }
 
     #[test]
     fn a_partial_failure_delays_its_own_events_only() {
         let (mut schedule, now) = (schedule(), Instant::now());
-        let next = schedule.judge(now, &[NEW, NEW], vec![Verdict::Delivered, retry(None)]);
+        let next = judge(&mut schedule, now, &[NEW, NEW], vec![Verdict::Delivered, retry(None)]);
         assert_eq!(next[0], Next::Delivered);
         assert!(matches!(next[1], Next::Again { tries, .. } if tries == Tries { sent: 1, failed_alone: 1 }));
         assert_eq!(schedule.trouble(), None);
@@ -282,24 +306,40 @@ mod tests {
     #[test]
     fn an_event_that_fails_again_does_not_stop_a_destination_that_delivers() {
         let (mut schedule, now) = (schedule(), Instant::now());
-        schedule.judge(now, &[OLD], vec![retry(None)]);
+        judge(&mut schedule, now, &[OLD], vec![retry(None)]);
         assert_eq!(schedule.trouble(), None);
     }
 
     #[test]
     fn a_failing_destination_stays_so_until_it_takes_an_event() {
         let (mut schedule, now) = (schedule(), Instant::now());
-        schedule.judge(now, &[NEW], vec![retry(None)]);
-        schedule.judge(now, &[OLD], vec![retry(None)]);
+        judge(&mut schedule, now, &[NEW], vec![retry(None)]);
+        judge(&mut schedule, now, &[OLD], vec![retry(None)]);
         assert_eq!(schedule.trouble().unwrap().streak, 2);
-        schedule.judge(now, &[OLD, OLD], vec![retry(None), Verdict::Delivered]);
+        judge(&mut schedule, now, &[OLD, OLD], vec![retry(None), Verdict::Delivered]);
+        assert_eq!(schedule.trouble(), None);
+    }
+
+    #[test]
+    fn answers_of_requests_sent_before_the_trouble_neither_worsen_nor_end_it() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let known = schedule.known();
+        schedule.judge(now, known, &[NEW], vec![retry(None)]);
+        let next = schedule.judge(now, known, &[NEW], vec![retry(Some(100))]);
+        let trouble = schedule.trouble().unwrap().clone();
+        assert_eq!((trouble.streak, trouble.until), (1, now + Duration::from_secs(100)));
+        assert!(matches!(next[0], Next::Again { tries, .. } if tries.failed_alone == 0));
+        let next = schedule.judge(now, known, &[NEW], vec![Verdict::Delivered]);
+        assert_eq!(next, [Next::Delivered]);
+        assert_eq!(schedule.trouble(), Some(&trouble));
+        judge(&mut schedule, now, &[OLD], vec![Verdict::Delivered]);
         assert_eq!(schedule.trouble(), None);
     }
 
     #[test]
     fn a_refused_configuration_is_tried_slowly_and_never_gives_up_an_event() {
         let (mut schedule, now) = (schedule(), Instant::now());
-        let next = schedule.judge(now, &[NEW, NEW], vec![blocked(), blocked()]);
+        let next = judge(&mut schedule, now, &[NEW, NEW], vec![blocked(), blocked()]);
         let trouble = schedule.trouble().unwrap();
         assert!(trouble.blocked);
         assert_eq!(trouble.why, "no such stream");
@@ -311,9 +351,9 @@ mod tests {
     #[test]
     fn halves_a_request_and_gives_up_an_event_too_large_alone() {
         let (mut schedule, now) = (schedule(), Instant::now());
-        let next = schedule.judge(now, &[NEW, NEW], vec![Verdict::Split, Verdict::Split]);
+        let next = judge(&mut schedule, now, &[NEW, NEW], vec![Verdict::Split, Verdict::Split]);
         assert_eq!(next, [Next::Halve, Next::Halve]);
-        let next = schedule.judge(now, &[NEW], vec![Verdict::Split]);
+        let next = judge(&mut schedule, now, &[NEW], vec![Verdict::Split]);
         assert!(matches!(&next[0], Next::Dead(why) if why.contains("too large")));
         assert_eq!(schedule.trouble(), None);
     }

@@ -2,7 +2,8 @@
 //!
 //! Owns each event's state and the order. Promises: what is offered for sending is in the queue's order, an event is
 //! handed out once until it is put back, and the settled prefix never passes an event that is not settled. Knows
-//! nothing of time but to compare, nothing of formats, and does no I/O.
+//! nothing of time but to compare, nothing of formats, and does no I/O. Counts as it goes and steps over whole records:
+//! a window has thousands of events and is asked several times per request.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,8 +19,8 @@ use crate::record::{Record, RecordEvent};
 pub(super) enum Slot {
     /// To be sent when it is due.
     Waiting(Waiting),
-    /// In a request.
-    Sending,
+    /// In a request; `again` if it was in one before.
+    Sending { again: bool },
     /// Given up for this reason, but not yet kept as a dead letter.
     Dying(String),
     /// Needs nothing more.
@@ -36,9 +37,10 @@ pub(super) struct Waiting {
     pub(super) due: Instant,
 }
 
-/// Where an event of the window is; good until the next [`Window::release`].
+/// Where an event of the window is; good until the event is settled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
+    /// The record's number, counted from the first one ever held.
     record: usize,
     event: usize,
 }
@@ -49,15 +51,22 @@ struct Held {
     record: Record,
     slots: Vec<Slot>,
     bytes: usize,
+    waiting: usize,
+    unsettled: usize,
 }
 
 /// The window.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     held: VecDeque<Held>,
+    /// The number of the first record held.
+    first: usize,
     // What the note of the last run says of records that have not been read again yet.
     remembered: BTreeMap<Position, Vec<Option<Fate>>>,
+    events: usize,
     bytes: usize,
+    again: usize,
+    dying: usize,
     dirty: bool,
 }
 
@@ -75,39 +84,44 @@ impl Window {
         &mut self,
         position: Position,
         record: Record,
-        mut state: impl FnMut(usize, &Record, &RecordEvent) -> Slot,
+        mut state: impl FnMut(&Record, &RecordEvent) -> Slot,
     ) {
         // Positions only grow: what is remembered of earlier ones was evicted or has become unreadable.
-        self.remembered = self.remembered.split_off(&position);
-        let fates = self.remembered.remove(&position).unwrap_or_default();
+        let fates = if self.remembered.is_empty() {
+            Vec::new()
+        } else {
+            self.remembered = self.remembered.split_off(&position);
+            self.remembered.remove(&position).unwrap_or_default()
+        };
         let known = |event: usize| (fates.len() == record.events.len()).then(|| fates[event]).flatten();
         let slots: Vec<Slot> = record
             .events
             .iter()
             .enumerate()
-            .map(|(place, event)| known(place).map_or_else(|| state(place, &record, event), Slot::Settled))
+            .map(|(place, event)| known(place).map_or_else(|| state(&record, event), Slot::Settled))
             .collect();
+        let count = |is: fn(&Slot) -> bool| slots.iter().filter(|slot| is(slot)).count();
+        let waiting = count(|slot| matches!(slot, Slot::Waiting(_)));
+        let dying = count(|slot| matches!(slot, Slot::Dying(_)));
+        self.dirty |= waiting < slots.len() || slots.is_empty();
+        self.events += slots.len();
+        self.dying += dying;
         let bytes = record.events.iter().map(|event| event.json.len()).sum();
-        self.dirty |= slots
-            .iter()
-            .any(|slot| matches!(slot, Slot::Settled(_) | Slot::Dying(_)));
-        self.dirty |= slots.is_empty();
         self.bytes += bytes;
         self.held.push_back(Held {
             position,
             record,
             slots,
             bytes,
+            waiting,
+            unsettled: waiting + dying,
         });
     }
 
     /// Returns how much may be read now: up to `limit` in all, nothing once it is reached.
     pub(super) fn room(&self, limit: Limit) -> Option<Limit> {
         // A record counts as many as it has events: it is the number of events that costs memory and note.
-        let records = limit
-            .records
-            .checked_sub(self.events())
-            .filter(|records| *records > 0)?;
+        let records = limit.records.checked_sub(self.events).filter(|records| *records > 0)?;
         let bytes = limit.bytes.checked_sub(self.bytes).filter(|bytes| *bytes > 0)?;
         Some(Limit { records, bytes })
     }
@@ -117,19 +131,21 @@ impl Window {
         self.held.is_empty()
     }
 
-    /// Returns how many events are held, settled ones included.
-    pub(super) fn events(&self) -> usize {
-        self.held.iter().map(|held| held.slots.len()).sum()
-    }
-
-    /// Returns how many events were sent before and wait to be sent again.
+    /// Returns how many events were sent before and are not settled.
     pub(super) fn failed(&self) -> usize {
-        self.waiting().filter(|waiting| waiting.tries.sent > 0).count()
+        self.again
     }
 
-    /// Returns when the next event is due; `None` if none waits.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.waiting().map(|waiting| waiting.due).min()
+    /// Returns when the next event is due, any time up to `now` if one is due already; `None` if none waits.
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for waiting in self.waiting() {
+            if waiting.due <= now {
+                return Some(waiting.due);
+            }
+            next = Some(next.map_or(waiting.due, |next| next.min(waiting.due)));
+        }
+        next
     }
 
     /// Returns the events that are due, in order.
@@ -149,14 +165,18 @@ impl Window {
     /// Hands out the first `count` events that are due. Each must be [`put`](Self::put) back.
     pub(super) fn take(&mut self, now: Instant, count: usize) -> Vec<(Place, Waiting)> {
         let mut taken = Vec::with_capacity(count);
-        for (record, held) in self.held.iter_mut().enumerate() {
+        let holding = (self.first..).zip(&mut self.held).filter(|(_, held)| held.waiting > 0);
+        for (record, held) in holding {
             for (event, slot) in held.slots.iter_mut().enumerate() {
                 if taken.len() == count {
                     return taken;
                 }
-                if matches!(slot, Slot::Waiting(waiting) if waiting.due <= now)
-                    && let Slot::Waiting(waiting) = std::mem::replace(slot, Slot::Sending)
-                {
+                let again = match slot {
+                    Slot::Waiting(waiting) if waiting.due <= now => waiting.tries.sent > 0,
+                    _ => continue,
+                };
+                if let Slot::Waiting(waiting) = std::mem::replace(slot, Slot::Sending { again }) {
+                    held.waiting -= 1;
                     taken.push((Place { record, event }, waiting));
                 }
             }
@@ -166,14 +186,39 @@ impl Window {
 
     /// Gives an event its state after a request.
     pub(super) fn put(&mut self, place: Place, slot: Slot) {
-        self.dirty |= matches!(slot, Slot::Settled(_) | Slot::Dying(_));
-        if let Some(old) = self
-            .held
-            .get_mut(place.record)
-            .and_then(|held| held.slots.get_mut(place.event))
-        {
-            *old = slot;
+        let held = place
+            .record
+            .checked_sub(self.first)
+            .and_then(|at| self.held.get_mut(at));
+        let Some((held, old)) = held.and_then(|held| {
+            let Held {
+                slots,
+                waiting,
+                unsettled,
+                ..
+            } = held;
+            slots.get_mut(place.event).map(|slot| ((waiting, unsettled), slot))
+        }) else {
+            return;
+        };
+        let (waiting, unsettled) = held;
+        self.again -= usize::from(matches!(old, Slot::Sending { again: true }));
+        match &slot {
+            Slot::Waiting(next) => {
+                *waiting += 1;
+                self.again += usize::from(next.tries.sent > 0);
+            }
+            Slot::Dying(_) => {
+                self.dying += 1;
+                self.dirty = true;
+            }
+            Slot::Settled(_) => {
+                *unsettled -= 1;
+                self.dirty = true;
+            }
+            Slot::Sending { again } => self.again += usize::from(*again),
         }
+        *old = slot;
     }
 
     /// Returns true if something changed that the queue does not know yet.
@@ -183,7 +228,10 @@ impl Window {
 
     /// Returns a dead letter for each event that was given up and is not yet kept.
     pub(super) fn letters(&self, destination: &str, dead_ms: u64) -> Vec<DeadLetter> {
-        let mut letters = Vec::new();
+        let mut letters = Vec::with_capacity(self.dying);
+        if self.dying == 0 {
+            return letters;
+        }
         for held in &self.held {
             for (slot, event) in held.slots.iter().zip(&held.record.events) {
                 if let Slot::Dying(why) = slot {
@@ -196,11 +244,15 @@ impl Window {
 
     /// Notes that the dead letters are kept.
     pub(super) fn buried(&mut self) {
-        for slot in self.held.iter_mut().flat_map(|held| &mut held.slots) {
-            if matches!(slot, Slot::Dying(_)) {
-                *slot = Slot::Settled(Fate::Dead);
+        for held in &mut self.held {
+            for slot in &mut held.slots {
+                if matches!(slot, Slot::Dying(_)) {
+                    *slot = Slot::Settled(Fate::Dead);
+                    held.unsettled -= 1;
+                }
             }
         }
+        self.dying = 0;
     }
 
     /// Returns the last record up to which everything is settled.
@@ -210,13 +262,13 @@ impl Window {
 
     /// Returns the settled events after [`settled_to`](Self::settled_to), and what is still remembered of an earlier run.
     pub(super) fn settled_beyond(&self) -> Vec<Entry> {
-        let held = self.held.iter().skip(self.settled().count()).filter_map(|held| {
-            let fates: Vec<Option<Fate>> = held.slots.iter().map(fate).collect();
-            fates.iter().any(Option::is_some).then_some(Entry {
+        let beyond = self.held.iter().skip(self.settled().count());
+        let held = beyond
+            .filter(|held| held.unsettled < held.slots.len())
+            .map(|held| Entry {
                 position: held.position,
-                fates,
-            })
-        });
+                fates: held.slots.iter().map(fate).collect(),
+            });
         let remembered = self.remembered.iter().map(|(position, fates)| Entry {
             position: *position,
             fates: fates.clone(),
@@ -229,30 +281,47 @@ impl Window {
     pub(super) fn release(&mut self) -> BTreeMap<(String, Fate), u64> {
         let mut ended = BTreeMap::new();
         let count = self.settled().count();
+        let mut run: Option<(String, Fate, u64)> = None;
         for held in self.held.drain(..count) {
             self.bytes -= held.bytes;
+            self.events -= held.slots.len();
             for fate in held.slots.iter().filter_map(fate) {
-                *ended.entry((held.record.origin.environment.clone(), fate)).or_insert(0) += 1;
+                // Nearly all end alike: a name is copied where that changes, not per event.
+                match &mut run {
+                    Some((environment, last, events))
+                        if *last == fate && *environment == held.record.origin.environment =>
+                    {
+                        *events += 1;
+                    }
+                    _ => {
+                        let next = (held.record.origin.environment.clone(), fate, 1);
+                        add_up(&mut ended, run.replace(next));
+                    }
+                }
             }
         }
+        add_up(&mut ended, run);
+        self.first += count;
         self.dirty = false;
         ended
     }
 
     fn waiting(&self) -> impl Iterator<Item = &Waiting> {
-        self.held
-            .iter()
-            .flat_map(|held| &held.slots)
-            .filter_map(|slot| match slot {
-                Slot::Waiting(waiting) => Some(waiting),
-                _ => None,
-            })
+        let holding = self.held.iter().filter(|held| held.waiting > 0);
+        holding.flat_map(|held| &held.slots).filter_map(|slot| match slot {
+            Slot::Waiting(waiting) => Some(waiting),
+            _ => None,
+        })
     }
 
     fn settled(&self) -> impl Iterator<Item = &Held> {
-        self.held
-            .iter()
-            .take_while(|held| held.slots.iter().all(|slot| matches!(slot, Slot::Settled(_))))
+        self.held.iter().take_while(|held| held.unsettled == 0)
+    }
+}
+
+fn add_up(ended: &mut BTreeMap<(String, Fate), u64>, run: Option<(String, Fate, u64)>) {
+    if let Some((environment, fate, events)) = run {
+        *ended.entry((environment, fate)).or_insert(0) += events;
     }
 }
 

@@ -56,7 +56,8 @@ pub fn export_event<'a>(record: &'a Record, event: &'a RecordEvent, id: &'a str)
     }
 }
 
-fn event_id(record: &Record, event: &RecordEvent) -> String {
+/// Returns the stable id of one of a record's events: 24 lower-case hex digits.
+pub fn event_id(record: &Record, event: &RecordEvent) -> String {
     let members = std::str::from_utf8(&event.json)
         .ok()
         .and_then(Members::of)

@@ -1,6 +1,6 @@
 //! A queue in memory and a destination that follows a script, both keeping a log of what was asked of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -178,12 +178,17 @@ pub(super) enum Answer {
 
 type Script = Box<dyn FnMut(&[String]) -> Answer + Send>;
 
+/// How long a request takes, by the name of its first event.
+type Latency = Box<dyn Fn(&str) -> Duration + Send + Sync>;
+
 /// A destination whose service follows a script. An event's name is its JSON; `skip…`, `reject…` and `panic…` decide
 /// how it is encoded.
 pub(super) struct FakeDestination {
     limits: Limits,
-    latency: Duration,
+    latency: Latency,
     script: Mutex<Script>,
+    under_way: Arc<Mutex<usize>>,
+    most_under_way: Mutex<usize>,
     requests: Mutex<VecDeque<(Instant, Vec<String>)>>,
     delivered: Mutex<Vec<(String, String)>>,
     last_idle: Mutex<bool>,
@@ -199,8 +204,10 @@ impl FakeDestination {
                 keys: usize::MAX,
                 requests: 1,
             },
-            latency: Duration::ZERO,
+            latency: Box::new(|_| Duration::ZERO),
             script: Mutex::new(Box::new(script)),
+            under_way: Arc::default(),
+            most_under_way: Mutex::default(),
             requests: Mutex::default(),
             delivered: Mutex::default(),
             last_idle: Mutex::default(),
@@ -217,9 +224,29 @@ impl FakeDestination {
         self
     }
 
-    pub(super) fn with_latency(mut self, latency: Duration) -> Self {
-        self.latency = latency;
+    pub(super) fn with_requests(mut self, requests: usize) -> Self {
+        self.limits.requests = requests;
         self
+    }
+
+    pub(super) fn with_keys(mut self, keys: usize) -> Self {
+        self.limits.keys = keys;
+        self
+    }
+
+    pub(super) fn with_latency(self, latency: Duration) -> Self {
+        self.with_latency_of(move |_| latency)
+    }
+
+    /// A request takes as long as its first event says.
+    pub(super) fn with_latency_of(mut self, latency: impl Fn(&str) -> Duration + Send + Sync + 'static) -> Self {
+        self.latency = Box::new(latency);
+        self
+    }
+
+    /// The most requests that were under way at a time, since this was last asked.
+    pub(super) fn most_under_way(&self) -> usize {
+        std::mem::take(&mut *self.most_under_way.lock().unwrap())
     }
 
     /// Names in each request so far.
@@ -257,8 +284,26 @@ impl FakeDestination {
             .collect()
     }
 
+    // Given back when the request ends, however it does.
+    fn seat(&self) -> Seat {
+        let mut under_way = self.under_way.lock().unwrap();
+        *under_way += 1;
+        assert!(*under_way <= self.limits.requests);
+        let mut most = self.most_under_way.lock().unwrap();
+        *most = (*most).max(*under_way);
+        Seat(Arc::clone(&self.under_way))
+    }
+
     pub(super) fn came_to_rest(&self) -> bool {
         *self.last_idle.lock().unwrap()
+    }
+}
+
+struct Seat(Arc<Mutex<usize>>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() -= 1;
     }
 }
 
@@ -280,7 +325,7 @@ impl Destination for FakeDestination {
         Encoded::Item(Item {
             id: event.id.to_owned(),
             body: Bytes::copy_from_slice(event.json),
-            key: String::new(),
+            key: name.chars().next().map(String::from).unwrap_or_default(),
             size: event.json.len(),
         })
     }
@@ -292,8 +337,11 @@ impl Destination for FakeDestination {
             .collect();
         assert!(!items.is_empty() && items.len() <= self.limits.items);
         assert!(items.iter().map(|item| item.size).sum::<usize>() <= self.limits.bytes);
+        let keys: BTreeSet<&str> = items.iter().map(|item| item.key.as_str()).collect();
+        assert!(keys.len() <= self.limits.keys);
         self.requests.lock().unwrap().push_back((Instant::now(), names.clone()));
-        tokio::time::sleep(self.latency).await;
+        let _seat = self.seat();
+        tokio::time::sleep((self.latency)(&names[0])).await;
         let answer = (self.script.lock().unwrap())(&names);
         match answer {
             Answer::Verdicts(verdicts) => {

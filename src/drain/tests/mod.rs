@@ -1,5 +1,6 @@
 //! The drain against a queue in memory and a scripted destination, in paused time.
 
+mod at_once;
 mod fakes;
 mod random;
 
@@ -86,10 +87,10 @@ async fn a_second_crash_before_everything_is_read_again_keeps_the_first_note() {
     }
     let judge = |name: &str| if name == "stuck" { retry() } else { Verdict::Delivered };
     let settings = Settings {
-        window: Limit {
+        window: Some(Limit {
             records: 1,
             bytes: 1000,
-        },
+        }),
         ..Settings::default()
     };
     let first = Running::start(&queue, FakeDestination::judging(judge));
@@ -242,10 +243,10 @@ async fn younger_events_pass_one_that_fails_until_the_window_is_full() {
     }
     let judge = |name: &str| if name == "stuck" { retry() } else { Verdict::Delivered };
     let settings = Settings {
-        window: Limit {
+        window: Some(Limit {
             records: 6,
             bytes: 1000,
-        },
+        }),
         ..Settings::default()
     };
     let destination = Arc::new(FakeDestination::judging(judge).with_items(2));

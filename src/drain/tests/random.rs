@@ -40,6 +40,8 @@ fn destination(mut script: Vec<u8>, latency: Duration) -> FakeDestination {
     })
     .with_latency(latency)
     .with_items(4)
+    .with_keys(3)
+    .with_requests(usize::MAX)
 }
 
 proptest! {
@@ -51,6 +53,7 @@ proptest! {
         crashes in prop::collection::vec(1u64..60_000, 0..4),
         window in 1usize..20,
         latency_ms in 0u64..50,
+        concurrency in 1usize..5,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async move {
@@ -59,7 +62,8 @@ proptest! {
                 let names: Vec<String> = (0..*events).map(|event| format!("{batch}.{event}")).collect();
                 queue.append(&names.iter().map(String::as_str).collect::<Vec<_>>());
             }
-            let settings = Settings { window: Limit { records: window, bytes: 1000 }, ..Settings::default() };
+            let window = Some(Limit { records: window, bytes: 1000 });
+            let settings = Settings { window, concurrency, ..Settings::default() };
             let destination = Arc::new(destination(script, Duration::from_millis(latency_ms)));
             for crash in crashes {
                 let running = Running::start_with(&queue, destination.clone(), settings.clone());
