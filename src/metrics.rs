@@ -5,7 +5,7 @@
 //!
 //! The counters satisfy, per environment and once no request is in flight,
 //! `received = filtered + duplicate + queued + not_teed`, and per environment and destination
-//! `recovered + queued = delivered + skipped + dead + evicted + corrupt + waiting`.
+//! `recovered + queued + requeued = delivered + skipped + dead + evicted + corrupt + waiting`.
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -64,6 +64,7 @@ inventory! {
     EVENTS_QUEUED: Counter "flagtap_events_queued_total" ["environment"] "Events appended to the queue.";
     EVENTS_NOT_TEED: Counter "flagtap_events_not_teed_total" ["environment", "reason"] "Selected events that could not be appended, by reason.";
     DESTINATION_QUEUED: Counter "flagtap_destination_events_queued_total" ["environment", "destination"] "Events appended to the queue for this destination.";
+    DESTINATION_REQUEUED: Counter "flagtap_destination_events_requeued_total" ["environment", "destination"] "Dead letters appended to the queue again for this destination.";
     DESTINATION_RECOVERED: Counter "flagtap_destination_events_recovered_total" ["environment", "destination"] "Events found waiting in the queue when it was opened.";
     DESTINATION_DELIVERED: Counter "flagtap_destination_events_delivered_total" ["environment", "destination"] "Events the destination acknowledged.";
     DESTINATION_SKIPPED: Counter "flagtap_destination_events_skipped_total" ["environment", "destination", "reason"] "Events that are not for this kind of destination.";
@@ -81,6 +82,7 @@ inventory! {
     QUEUE_APPEND_SECONDS: Histogram "flagtap_queue_append_seconds" [] "Time until an append was durable.";
     QUEUE_CORRUPT_RECORDS: Counter "flagtap_queue_corrupt_records_total" [] "Records that could not be read any more.";
     QUEUE_QUARANTINED: Counter "flagtap_queue_quarantined_total" [] "Parts of the queue set aside because they could not be opened.";
+    QUEUE_QUARANTINE_BYTES: Gauge "flagtap_queue_quarantine_bytes" [] "Bytes on disk of the parts of the queue that were set aside.";
     QUEUE_DEAD_LETTERS: Gauge "flagtap_queue_dead_letters" ["destination"] "Dead letters kept.";
     QUEUE_UNCONFIGURED_CURSORS: Gauge "flagtap_queue_unconfigured_cursors" [] "Cursors whose destination is not in the configuration; what waits for them holds disk space until a limit removes it.";
 }
@@ -198,7 +200,8 @@ pub fn document() -> String {
          ```text\nbatches_received = batches_filtered + batches_duplicate + batches_queued + batches_not_teed\n\
          events_received  = events_filtered + events_duplicate + events_queued + events_not_teed\n```\n\n\
          and for every environment and destination\n\n\
-         ```text\nrecovered + queued = delivered + skipped + dead + evicted + corrupt + waiting\n```\n\n\
+         ```text\nrecovered + queued + requeued = delivered + skipped + dead + evicted + corrupt + waiting\n```\n\n\
+         A dead letter that is replayed counts as `requeued` when it is appended again, beside the `dead` of its first end.\n\n\
          A batch that could not be decoded (too large, broken, an unknown encoding) counts as a batch that was not teed; \
          its events cannot be counted.\n",
     );

@@ -31,7 +31,7 @@ use crate::export::selection::{self, Selection};
 use crate::inflate::InflateLimits;
 use crate::metrics::{
     BUILD_INFO, DESTINATION_CORRUPT, DESTINATION_DEAD, DESTINATION_DELIVERED, DESTINATION_EVICTED, DESTINATION_QUEUED,
-    DESTINATION_RECOVERED, DESTINATION_WAITING, Metrics,
+    DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics,
 };
 use crate::platform::Platform;
 use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
@@ -298,6 +298,7 @@ fn show_from_the_start(config: &Config, metrics: &Metrics) {
             for counter in [
                 &DESTINATION_QUEUED,
                 &DESTINATION_RECOVERED,
+                &DESTINATION_REQUEUED,
                 &DESTINATION_DELIVERED,
                 &DESTINATION_DEAD,
                 &DESTINATION_EVICTED,

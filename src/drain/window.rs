@@ -338,6 +338,7 @@ fn letter(held: &Held, event: &RecordEvent, destination: &str, dead_ms: u64, why
         index: event.index,
         dead_ms,
         why: why.to_owned(),
+        transient: false,
         // The batch's seed and the event's index: delivered from here, the event has the id it always had.
         record: Record {
             received_ms: held.record.received_ms,

@@ -7,39 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::queue::{ConsumerStats, Position};
+use crate::queue::{ConsumerStats, Counts, Position, Totals, add, difference, list, subtract};
 use crate::record::Record;
 use crate::record::codec::Header;
-
-/// Events by environment.
-pub(crate) type Counts = BTreeMap<String, u64>;
-
-/// Cumulative events by destination and environment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Totals(pub(crate) BTreeMap<String, Counts>);
-
-impl Totals {
-    /// Returns the counts of one destination.
-    pub(crate) fn of(&self, name: &str) -> Counts {
-        self.0.get(name).cloned().unwrap_or_default()
-    }
-
-    /// Returns whether the destination got anything between `self` and the later `end`.
-    pub(crate) fn grew(&self, end: &Self, name: &str) -> bool {
-        end.0.get(name) != self.0.get(name)
-    }
-
-    /// Counts a record.
-    pub(crate) fn add(&mut self, header: &Header) {
-        for (index, name) in header.destinations.iter().enumerate() {
-            if header.destinations[..index].contains(name) {
-                continue;
-            }
-            let counts = self.0.entry(name.clone()).or_default();
-            *counts.entry(header.environment.clone()).or_default() += u64::from(header.events);
-        }
-    }
-}
 
 /// The durable state of one destination: everything before `position` is settled, and `settled` counts it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +76,8 @@ struct Account {
     /// What was counted at the end of the log when the account was restored or registered.
     opened: Counts,
     recovered: Counts,
+    /// Dead letters appended again since then; `totals` has them too.
+    requeued: Counts,
     evicted: Counts,
     corrupt: Counts,
 }
@@ -150,6 +122,18 @@ impl Ledger {
         self.totals.add(header);
         self.newest_ms = self.newest_ms.max(header.received_ms);
         self.tail += 1;
+    }
+
+    /// Counts a dead letter that is in the log again, durable now, at its end. Its age begins anew: a limit on age must not
+    /// take at once what a person wants delivered.
+    pub(crate) fn requeue(&mut self, header: &Header, now_ms: u64) {
+        self.append(header);
+        self.newest_ms = self.newest_ms.max(now_ms);
+        for name in &header.destinations {
+            if let Some(account) = self.accounts.get_mut(name) {
+                add(&mut account.requeued, &header.environment, u64::from(header.events));
+            }
+        }
     }
 
     /// Takes in a stored cursor. What waits for it counts as recovered.
@@ -391,8 +375,14 @@ impl Ledger {
             .map(|(name, account)| ConsumerStats {
                 name: name.clone(),
                 attached: account.configured || account.open,
+                position: account.position(),
+                note_bytes: account.note.len() as u64,
                 recovered: list(&account.recovered),
-                queued: list(&difference(&self.totals.of(name), &account.opened)),
+                queued: list(&difference(
+                    &difference(&self.totals.of(name), &account.opened),
+                    &account.requeued,
+                )),
+                requeued: list(&account.requeued),
                 waiting: list(&self.waiting(name, account)),
                 oldest_waiting_ms: self.oldest_of(name, account),
                 evicted: list(&account.evicted),
@@ -451,37 +441,4 @@ fn unread(totals: &Totals, name: &str, account: &Account) -> bool {
         .0
         .get(name)
         .is_some_and(|counts| !difference(counts, &account.read).is_empty())
-}
-
-fn add(counts: &mut Counts, environment: &str, events: u64) {
-    match counts.get_mut(environment) {
-        Some(count) => *count += events,
-        None if events > 0 => drop(counts.insert(environment.to_owned(), events)),
-        None => {}
-    }
-}
-
-fn subtract(counts: &mut Counts, environment: &str, events: u64) {
-    if let Some(count) = counts.get_mut(environment) {
-        *count = count.saturating_sub(events);
-    }
-}
-
-fn difference(of: &Counts, less: &Counts) -> Counts {
-    of.iter()
-        .map(|(environment, count)| {
-            (
-                environment.clone(),
-                count.saturating_sub(less.get(environment).copied().unwrap_or(0)),
-            )
-        })
-        .filter(|(_, count)| *count > 0)
-        .collect()
-}
-
-fn list(counts: &Counts) -> Vec<(String, u64)> {
-    let counts = counts.iter().filter(|(_, count)| **count > 0);
-    counts
-        .map(|(environment, count)| (environment.clone(), *count))
-        .collect()
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::queue::{
     AppendError, Appended, Boundary, Clock, ConsumeError, Consumer, DeadLetter, Entry, Ledger, Limit, Loss, Marks,
-    Passed, Position, Progress, Queue, Settings, Stats, Totals, WhenFull,
+    Passed, Position, Progress, Queue, Settings, Stats, Totals, Wanted, WhenFull, no_cursor,
 };
 use crate::record::Record;
 use crate::record::codec::Header;
@@ -113,13 +113,7 @@ impl Queue for MemoryQueue {
         }
         state.marks.insert(&entry.mark, now_ms);
         let position = state.ledger.tail;
-        let header = Header {
-            received_ms: entry.record.received_ms,
-            environment: entry.record.origin.environment.clone(),
-            destinations: entry.record.destinations.clone(),
-            events: entry.record.events.len() as u32,
-            json_bytes: u32::try_from(json_bytes).unwrap_or(u32::MAX),
-        };
+        let header = header(&entry.record);
         state.ledger.append(&header);
         state.bytes += bytes;
         state.log.push_back(Stored {
@@ -161,6 +155,8 @@ impl Queue for MemoryQueue {
             bytes: state.bytes,
             corrupt_records: 0,
             quarantined: 0,
+            quarantine_bytes: 0,
+            parts: Vec::new(),
             dead_letters: dead
                 .map(|(name, letters)| (name.clone(), letters.len() as u64))
                 .collect(),
@@ -174,9 +170,39 @@ impl Queue for MemoryQueue {
     }
 
     async fn dead_letters(&self, name: &str, limit: usize) -> Result<Vec<DeadLetter>, ConsumeError> {
+        self.find_dead_letters(name, limit, Arc::new(|_| true)).await
+    }
+
+    async fn find_dead_letters(
+        &self,
+        name: &str,
+        limit: usize,
+        wanted: Wanted,
+    ) -> Result<Vec<DeadLetter>, ConsumeError> {
         let state = self.shared.lock();
         let letters = state.dead.get(name).into_iter().flatten();
-        Ok(letters.take(limit).cloned().collect())
+        Ok(letters.filter(|letter| wanted(letter)).take(limit).cloned().collect())
+    }
+
+    async fn requeue_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<u64, ConsumeError> {
+        let mut state = self.shared.lock();
+        if state.closed {
+            return Err(ConsumeError::Closed);
+        }
+        if state.ledger.next(name).is_none() {
+            return Err(no_cursor(name));
+        }
+        let now_ms = (self.shared.clock)();
+        let wanted = |letter: &mut DeadLetter| letters.contains(&(letter.position, letter.index));
+        let kept = state.dead.entry(name.to_owned()).or_default();
+        let found: Vec<DeadLetter> = kept.extract_if(.., wanted).collect();
+        let count = found.len() as u64;
+        for letter in found {
+            state.requeue(name, letter.record, now_ms);
+        }
+        drop(state);
+        self.shared.changed.send_modify(|change| *change += 1);
+        Ok(count)
     }
 
     async fn remove_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<(), ConsumeError> {
@@ -306,6 +332,25 @@ impl State {
         records
     }
 
+    fn requeue(&mut self, name: &str, mut record: Record, now_ms: u64) {
+        record.destinations = vec![name.to_owned()];
+        let header = Header {
+            // The age in the queue; the record keeps its time of receipt.
+            received_ms: now_ms,
+            ..header(&record)
+        };
+        let bytes = record.json_bytes() + OVERHEAD;
+        let position = self.ledger.tail;
+        self.ledger.requeue(&header, now_ms);
+        self.bytes += bytes;
+        self.log.push_back(Stored {
+            position,
+            header,
+            record,
+            bytes,
+        });
+    }
+
     fn evict_old(&mut self, settings: &Settings, now_ms: u64) {
         let max_age = u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX);
         let is_old = |stored: &Stored| stored.header.received_ms.saturating_add(max_age) < now_ms;
@@ -346,6 +391,16 @@ impl State {
         self.before.add(&stored.header);
         self.bytes -= stored.bytes;
         Some(stored)
+    }
+}
+
+fn header(record: &Record) -> Header {
+    Header {
+        received_ms: record.received_ms,
+        environment: record.origin.environment.clone(),
+        destinations: record.destinations.clone(),
+        events: record.events.len() as u32,
+        json_bytes: u32::try_from(record.json_bytes()).unwrap_or(u32::MAX),
     }
 }
 

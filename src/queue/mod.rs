@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod contract;
+mod counts;
 mod ledger;
 mod marks;
 pub mod memory;
@@ -22,7 +23,8 @@ use async_trait::async_trait;
 use crate::record::Record;
 
 // Both engines count with the same ledger and recognise repetitions with the same window.
-pub(crate) use self::ledger::{Boundary, Counts, Cursor, Ledger, Loss, Passed, Progress, Totals};
+pub(crate) use self::counts::{Counts, Totals, add, difference, list, subtract};
+pub(crate) use self::ledger::{Boundary, Cursor, Ledger, Loss, Passed, Progress};
 pub(crate) use self::marks::{Marks, Seen};
 
 /// The present time in Unix milliseconds; passed in so that tests can move it.
@@ -192,7 +194,7 @@ pub struct Limit {
     pub bytes: usize,
 }
 
-/// An event that its destination refused for itself, kept with the bytes it was offered.
+/// An event that was given up, kept with the bytes it was offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The record that held the event.
@@ -203,6 +205,8 @@ pub struct DeadLetter {
     pub dead_ms: u64,
     /// Why, in the destination's words. Holds no event data.
     pub why: String,
+    /// The reason may pass (out of tries): delivery may succeed later. False for an event that was refused for itself.
+    pub transient: bool,
     /// A one-event record from which the event can be delivered again with the same id.
     pub record: Record,
 }
@@ -235,6 +239,27 @@ pub trait Queue: Send + Sync {
         Err(not_kept())
     }
 
+    /// Returns up to `limit` dead letters of the destination `name` for which `wanted` is true, oldest first.
+    async fn find_dead_letters(
+        &self,
+        name: &str,
+        limit: usize,
+        wanted: Wanted,
+    ) -> Result<Vec<DeadLetter>, ConsumeError> {
+        let _ = (name, limit, wanted);
+        Err(not_kept())
+    }
+
+    /// Durably appends dead letters of the destination `name` again, each by its position and index and for this
+    /// destination only, and then durably removes them. Returns how many there were.
+    ///
+    /// Their event ids stay, and no duplicate mark is in their way. A crash between the two steps may have an event
+    /// sent twice, and loses none. An error may come after a part of the letters was requeued: those are removed.
+    async fn requeue_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<u64, ConsumeError> {
+        let _ = (name, letters);
+        Err(not_kept())
+    }
+
     /// Durably removes dead letters of the destination `name`, each by its position and index.
     async fn remove_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<(), ConsumeError> {
         let _ = (name, letters);
@@ -247,6 +272,15 @@ pub trait Queue: Send + Sync {
         Err(not_kept())
     }
 }
+
+fn no_cursor(name: &str) -> ConsumeError {
+    ConsumeError::Unavailable {
+        why: format!("the queue has no cursor for {name}: nobody would ever read what is appended for it"),
+    }
+}
+
+/// Says of a dead letter whether it is wanted. Called on a thread that may block.
+pub type Wanted = Arc<dyn Fn(&DeadLetter) -> bool + Send + Sync>;
 
 fn not_kept() -> ConsumeError {
     ConsumeError::Unavailable {
@@ -287,6 +321,10 @@ pub struct Stats {
     pub corrupt_records: u64,
     /// Files or generations set aside since the start because they could not be opened.
     pub quarantined: u64,
+    /// Bytes that parts set aside take on disk, now.
+    pub quarantine_bytes: u64,
+    /// The parts that the log has on disk, oldest first; none for an engine without a disk.
+    pub parts: Vec<PartStats>,
     /// Events kept as dead letters, by destination.
     pub dead_letters: Vec<(String, u64)>,
     /// One entry per known cursor, also those whose destination is no longer configured.
@@ -303,6 +341,19 @@ impl Stats {
     }
 }
 
+/// One part of the log on disk (a generation of the engine `sled`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartStats {
+    /// Position of its first record.
+    pub first: u64,
+    /// The position after its last record; unknown for the newest part.
+    pub end: Option<u64>,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// When it was begun, Unix milliseconds.
+    pub created_ms: u64,
+}
+
 /// What a destination's cursor has ahead of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConsumerStats {
@@ -311,11 +362,17 @@ pub struct ConsumerStats {
     /// The destination is configured, or a consumer is open. False for a cursor whose destination left the
     /// configuration.
     pub attached: bool,
+    /// The durable cursor: everything before it is settled.
+    pub position: u64,
+    /// Size of the note beside the cursor (what is settled behind it, the state of retries), bytes.
+    pub note_bytes: u64,
     /// Events found waiting when the queue was opened, by environment.
     pub recovered: Vec<(String, u64)>,
     /// Events appended for this destination since then, by environment; also those whose caller did not wait for the
     /// answer.
     pub queued: Vec<(String, u64)>,
+    /// Dead letters appended for this destination again since then, by environment.
+    pub requeued: Vec<(String, u64)>,
     /// Events not settled, by environment name. Events of partly settled records count as waiting.
     pub waiting: Vec<(String, u64)>,
     /// Receipt of the oldest record not settled, Unix milliseconds.

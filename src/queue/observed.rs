@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use crate::metrics::{self, Metrics};
 use crate::queue::{
     AppendError, Appended, Clock, ConsumeError, Consumer, ConsumerStats, DeadLetter, Entry, Position, Queue, Stats,
+    Wanted,
 };
 
 /// A queue whose doings are counted.
@@ -49,6 +50,9 @@ impl Observed {
         metrics.gauge(&metrics::QUEUE_AVAILABLE, &[]).set(available);
         metrics.gauge(&metrics::QUEUE_BYTES, &[]).set(stats.bytes as f64);
         metrics
+            .gauge(&metrics::QUEUE_QUARANTINE_BYTES, &[])
+            .set(stats.quarantine_bytes as f64);
+        metrics
             .counter(&metrics::QUEUE_CORRUPT_RECORDS, &[])
             .absolute(stats.corrupt_records);
         metrics
@@ -74,6 +78,7 @@ impl Observed {
             for (definition, counts) in [
                 (&metrics::DESTINATION_RECOVERED, &consumer.recovered),
                 (&metrics::DESTINATION_QUEUED, &consumer.queued),
+                (&metrics::DESTINATION_REQUEUED, &consumer.requeued),
                 (&metrics::DESTINATION_EVICTED, &consumer.evicted),
                 (&metrics::DESTINATION_CORRUPT, &consumer.corrupt),
             ] {
@@ -142,6 +147,19 @@ impl Queue for Observed {
 
     async fn dead_letters(&self, name: &str, limit: usize) -> Result<Vec<DeadLetter>, ConsumeError> {
         self.inner.dead_letters(name, limit).await
+    }
+
+    async fn find_dead_letters(
+        &self,
+        name: &str,
+        limit: usize,
+        wanted: Wanted,
+    ) -> Result<Vec<DeadLetter>, ConsumeError> {
+        self.inner.find_dead_letters(name, limit, wanted).await
+    }
+
+    async fn requeue_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<u64, ConsumeError> {
+        self.inner.requeue_dead_letters(name, letters).await
     }
 
     async fn remove_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<(), ConsumeError> {

@@ -66,6 +66,11 @@ macro_rules! volatile {
             the_note_is_kept_with_and_without_a_position
             waiting_counts_what_is_not_settled
             dead_letters_are_kept_until_removed
+            dead_letters_are_found_by_what_they_are
+            a_requeued_dead_letter_is_delivered_again_with_its_id
+            a_requeued_dead_letter_is_counted_apart
+            requeueing_what_is_not_there_does_nothing
+            a_requeued_dead_letter_is_not_too_old_at_once
             a_cursor_in_use_is_not_removed
             a_closed_queue_refuses
             does_what_the_model_does
@@ -89,6 +94,7 @@ macro_rules! durable {
             a_repetition_is_a_duplicate_after_rotation
             the_note_survives_reopening_and_rotation
             dead_letters_survive_reopening
+            what_was_requeued_is_there_after_reopening
             a_cursor_without_a_destination_is_listed_and_kept
             an_unconfigured_cursor_can_be_removed
             does_what_the_model_does_across_reopens
@@ -288,6 +294,7 @@ pub(crate) fn letter(position: Position, index: u32) -> DeadLetter {
         index,
         dead_ms: 5,
         why: "refused".to_owned(),
+        transient: index % 2 == 1,
         record: record(1, "production", &[LAKE], 1, 10, 1),
     }
 }

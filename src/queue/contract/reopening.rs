@@ -209,3 +209,26 @@ async fn commit_all(consumer: &mut Box<dyn Consumer>, last: Position) {
         }
     }
 }
+
+pub(crate) async fn what_was_requeued_is_there_after_reopening(rig: Rig) {
+    let mut queue = rig.open().await;
+    let entry = rig.entry("a", &[LAKE], 1);
+    let position = store(&queue, entry.clone()).await;
+    let mut lake = consumer(&queue, LAKE).await;
+    take(&mut lake, 1).await;
+    let dead = DeadLetter {
+        record: entry.record.clone(),
+        ..letter(position, 0)
+    };
+    within(lake.bury(vec![dead.clone()])).await.unwrap();
+    commit(&mut lake, position).await;
+    drop(lake);
+    queue = rig.reopen(queue).await;
+    within(queue.requeue_dead_letters(LAKE, &keys(&[dead]))).await.unwrap();
+    queue = rig.reopen(queue).await;
+    assert_eq!(queue.stats().dead_letters, []);
+    let stats = of(&queue.stats(), LAKE);
+    assert_eq!((stats.recovered, stats.requeued), (counts("a", 1), vec![]));
+    let mut lake = consumer(&queue, LAKE).await;
+    assert_eq!(take(&mut lake, 1).await[0].1, entry.record);
+}

@@ -1,10 +1,13 @@
-//! The file of dead letters: events that were given up, kept until a person removes them.
+//! The file of dead letters: events that were given up, kept until they are delivered after all or a person removes them.
 //!
-//! Append-only: `length u32, CRC-32 u32, letter` per dead letter, little-endian; a letter is its destination (string), 8 position,
-//! 4 index, 8 time of death (ms), why (string), record (byte string, see [`codec`]). A torn end is cut off when the
-//! file is opened and kept in the quarantine; a letter that does not check is passed over. Removal writes a new file.
+//! Append-only: `length u32, CRC-32 u32, letter` per dead letter, little-endian. A letter is `u32::MAX`, its format version
+//! (u8, 2), its destination (string), 8 position, 4 index, 8 time of death (ms), 1 transient (0 or 1), why (string),
+//! record (byte string, see [`codec`]). Version 1 has neither the first two nor `transient`: it begins with the length of
+//! the destination's name. A torn end is cut off when the file is opened and kept in the quarantine; a letter that does
+//! not check is passed over and stays. Removal writes a new file, so whoever reads beside the writer sees one or the
+//! other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +16,14 @@ use super::directory::{disk_bytes, open_file, sync_directory};
 use crate::queue::{DeadLetter, Position};
 use crate::record::codec::{self, Encoder};
 use crate::record::wire::{Malformed, Put, Take};
+
+/// The file's name in the queue's directory.
+pub(super) const FILE: &str = "dead-letters";
+
+const VERSION: u8 = 2;
+
+/// Stands where a letter of version 1 has a length; no name is so long.
+const VERSIONED: u32 = u32::MAX;
 
 /// No letter is near this; a larger length is damage.
 const MAX_LETTER: u32 = 512 << 20;
@@ -27,6 +38,24 @@ pub(super) struct DeadLetters {
     damaged: u64,
 }
 
+/// One letter's bytes and whether they are those that were written.
+struct Frame<'a> {
+    letter: &'a [u8],
+    checksum: u32,
+    is_whole: bool,
+}
+
+/// What the file holds, as somebody beside the writer sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Summary {
+    /// Letters by destination, and how many of them have a reason that may pass.
+    pub(super) letters: BTreeMap<String, (u64, u64)>,
+    /// Letters that cannot be read.
+    pub(super) damaged: u64,
+    /// Bytes behind the last whole letter.
+    pub(super) torn_bytes: u64,
+}
+
 impl DeadLetters {
     /// Opens or makes the file. A torn end is moved to `torn`.
     pub(super) fn open(path: PathBuf, torn: &Path) -> io::Result<Self> {
@@ -39,17 +68,12 @@ impl DeadLetters {
         }
         let mut counts = BTreeMap::new();
         let mut damaged = 0;
-        let end = scan(&file, |frame| match frame {
-            Some(frame) => {
-                if let Ok(name) = Take::new(frame).str() {
-                    *counts.entry(name).or_default() += 1;
-                }
-                true
+        let end = scan(&file, |frame| {
+            match key(&frame) {
+                Ok((name, _)) => *counts.entry(name).or_default() += 1,
+                Err(Malformed) => damaged += 1,
             }
-            None => {
-                damaged += 1;
-                true
-            }
+            Ok(true)
         })?;
         let mut rest = Vec::new();
         file.seek(SeekFrom::Start(end))?;
@@ -87,7 +111,8 @@ impl DeadLetters {
         let mut bytes = Vec::new();
         for letter in letters {
             let record = encoder.encode(&letter.record).map_err(io::Error::other)?;
-            put_frame(&mut bytes, &encode(name, letter, &record));
+            let letter = encode(name, letter, &record);
+            put_frame(&mut bytes, &letter, crc32fast::hash(&letter));
         }
         let outcome = self
             .file
@@ -104,52 +129,51 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Returns up to `limit` letters of a destination, oldest first.
-    pub(super) fn list(&self, name: &str, limit: usize) -> io::Result<Vec<DeadLetter>> {
-        let mut letters = Vec::new();
+    /// Returns those of `letters` that are there, oldest first, and stops behind `bytes` of event JSON.
+    pub(super) fn take(&self, name: &str, letters: &[(Position, u32)], bytes: u64) -> io::Result<Vec<DeadLetter>> {
+        let wanted: HashSet<&(Position, u32)> = letters.iter().collect();
+        let (mut found, mut taken) = (Vec::new(), 0);
         scan(&self.file, |frame| {
-            if let Some(Ok((destination, letter))) = frame.map(decode)
+            if let Ok((destination, at)) = key(&frame)
                 && destination == name
-                && letters.len() < limit
+                && wanted.contains(&at)
+                && let Ok((_, letter)) = decode(&frame)
             {
-                letters.push(letter);
+                taken += letter.record.json_bytes();
+                found.push(letter);
             }
-            letters.len() < limit
+            Ok(taken < bytes)
         })?;
-        Ok(letters)
+        Ok(found)
     }
 
     /// Removes letters of a destination; durable when this returns.
     pub(super) fn remove(&mut self, name: &str, letters: &[(Position, u32)]) -> io::Result<()> {
+        let removed: HashSet<&(Position, u32)> = letters.iter().collect();
         let draft = self.path.with_extension("new");
         let mut file = open_file(
             &draft,
             OpenOptions::new().create(true).read(true).write(true).truncate(true),
         )?;
-        let mut outcome = Ok(());
         let mut counts = BTreeMap::new();
         let mut end = 0;
         scan(&self.file, |frame| {
-            let Some(frame) = frame else {
-                return true;
-            };
-            let known = key(frame);
-            if known
-                .as_ref()
-                .is_ok_and(|(destination, at)| destination == name && letters.contains(at))
+            let known = key(&frame).ok();
+            if let Some((destination, at)) = &known
+                && destination == name
+                && removed.contains(at)
             {
-                return true;
+                return Ok(true);
             }
-            let mut bytes = Vec::new();
-            put_frame(&mut bytes, frame);
-            outcome = file.write_all(&bytes);
+            let mut bytes = Vec::with_capacity(frame.letter.len() + 8);
+            put_frame(&mut bytes, frame.letter, frame.checksum);
+            file.write_all(&bytes)?;
             end += bytes.len() as u64;
-            if let Ok((destination, _)) = known {
+            if let Some((destination, _)) = known {
                 *counts.entry(destination).or_default() += 1;
             }
-            outcome.is_ok()
+            Ok(true)
         })?;
-        outcome?;
         file.sync_all()?;
         fs::rename(&draft, &self.path)?;
         if let Some(parent) = self.path.parent() {
@@ -162,14 +186,72 @@ impl DeadLetters {
     }
 }
 
-/// Hands every letter to `visit`, `None` for one that does not check, until it returns false. Returns the end of the last whole
-/// one.
-fn scan(mut file: &File, mut visit: impl FnMut(Option<&[u8]>) -> bool) -> io::Result<u64> {
+/// Returns up to `limit` letters of a destination for which `wanted` is true, oldest first; none if there is no file.
+pub(super) fn find(
+    path: &Path,
+    name: &str,
+    limit: usize,
+    wanted: &dyn Fn(&DeadLetter) -> bool,
+) -> io::Result<Vec<DeadLetter>> {
+    let mut letters = Vec::new();
+    visit(path, |frame| {
+        if let Ok((destination, _)) = key(frame)
+            && destination == name
+            && letters.len() < limit
+            && let Ok((_, letter)) = decode(frame)
+            && wanted(&letter)
+        {
+            letters.push(letter);
+        }
+        letters.len() < limit
+    })?;
+    Ok(letters)
+}
+
+/// Hands every letter that can be read, with its destination, to `visit` until it returns false; none if there is no
+/// file.
+pub(super) fn read(path: &Path, mut each: impl FnMut(String, DeadLetter) -> bool) -> io::Result<()> {
+    visit(path, |frame| match decode(frame) {
+        Ok((name, letter)) => each(name, letter),
+        Err(Malformed) => true,
+    })
+    .map(drop)
+}
+
+/// Returns what the file holds; every letter is decoded.
+pub(super) fn summary(path: &Path) -> io::Result<Summary> {
+    let mut summary = Summary::default();
+    let end = visit(path, |frame| {
+        match decode(frame) {
+            Ok((name, letter)) => {
+                let (letters, transient) = summary.letters.entry(name).or_default();
+                *letters += 1;
+                *transient += u64::from(letter.transient);
+            }
+            Err(Malformed) => summary.damaged += 1,
+        }
+        true
+    })?;
+    let length = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    summary.torn_bytes = length.saturating_sub(end);
+    Ok(summary)
+}
+
+fn visit(path: &Path, mut visit: impl FnMut(&Frame<'_>) -> bool) -> io::Result<u64> {
+    match File::open(path) {
+        Ok(file) => scan(&file, |frame| Ok(visit(&frame))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Hands every letter to `visit` until it returns false. Returns the end of the last whole frame.
+fn scan(mut file: &File, mut visit: impl FnMut(Frame<'_>) -> io::Result<bool>) -> io::Result<u64> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(0))?;
     let mut reader = BufReader::new(file);
     let mut end = 0;
-    let mut frame = Vec::new();
+    let mut letter = Vec::new();
     while length - end >= 8 {
         let mut head = [0; 8];
         reader.read_exact(&mut head)?;
@@ -180,49 +262,151 @@ fn scan(mut file: &File, mut visit: impl FnMut(Option<&[u8]>) -> bool) -> io::Re
         if size > MAX_LETTER || u64::from(size) > length - end - 8 {
             break;
         }
-        frame.resize(size as usize, 0);
-        reader.read_exact(&mut frame)?;
+        letter.resize(size as usize, 0);
+        reader.read_exact(&mut letter)?;
         end += 8 + u64::from(size);
-        let whole = crc32fast::hash(&frame) == checksum;
-        if !visit(whole.then_some(&frame)) {
+        let frame = Frame {
+            letter: &letter,
+            checksum,
+            is_whole: crc32fast::hash(&letter) == checksum,
+        };
+        if !visit(frame)? {
             break;
         }
     }
     Ok(end)
 }
 
-fn put_frame(bytes: &mut Vec<u8>, letter: &[u8]) {
+fn put_frame(bytes: &mut Vec<u8>, letter: &[u8], checksum: u32) {
     bytes.put_u32(letter.len() as u32);
-    bytes.put_u32(crc32fast::hash(letter));
+    bytes.put_u32(checksum);
     bytes.extend_from_slice(letter);
 }
 
 fn encode(name: &str, letter: &DeadLetter, record: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(record.len() + 64);
+    bytes.put_u32(VERSIONED);
+    bytes.put_u8(VERSION);
     bytes.put_str(name);
     bytes.put_u64(letter.position.0);
     bytes.put_u32(letter.index);
     bytes.put_u64(letter.dead_ms);
+    bytes.put_u8(u8::from(letter.transient));
     bytes.put_str(&letter.why);
     bytes.put_bytes(record);
     bytes
 }
 
-fn key(bytes: &[u8]) -> Result<(String, (Position, u32)), Malformed> {
-    let mut take = Take::new(bytes);
+/// Returns the version of a letter that checks, and what is to be read behind it.
+fn open<'a>(frame: &Frame<'a>) -> Result<(u8, Take<'a>), Malformed> {
+    if !frame.is_whole {
+        return Err(Malformed);
+    }
+    let mut take = Take::new(frame.letter);
+    let mut versioned = take;
+    if versioned.u32()? != VERSIONED {
+        return Ok((1, take));
+    }
+    take = versioned;
+    match take.u8()? {
+        VERSION => Ok((VERSION, take)),
+        // A later flagtap wrote it: it is kept, and left to that.
+        _ => Err(Malformed),
+    }
+}
+
+fn key(frame: &Frame<'_>) -> Result<(String, (Position, u32)), Malformed> {
+    let (_, mut take) = open(frame)?;
     Ok((take.str()?, (Position(take.u64()?), take.u32()?)))
 }
 
-fn decode(bytes: &[u8]) -> Result<(String, DeadLetter), Malformed> {
-    let mut take = Take::new(bytes);
+fn decode(frame: &Frame<'_>) -> Result<(String, DeadLetter), Malformed> {
+    let (version, mut take) = open(frame)?;
     let name = take.str()?;
+    let (position, index, dead_ms) = (Position(take.u64()?), take.u32()?, take.u64()?);
+    let transient = version >= 2 && take.u8()? != 0;
     let letter = DeadLetter {
-        position: Position(take.u64()?),
-        index: take.u32()?,
-        dead_ms: take.u64()?,
+        position,
+        index,
+        dead_ms,
+        transient,
         why: take.str()?,
         record: codec::decode(take.bytes()?).map_err(|_| Malformed)?,
     };
     take.end()?;
     Ok((name, letter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::contract::{LAKE, letter};
+
+    /// The bytes of version 1, as flagtap 0.1.0 wrote them.
+    fn version_1(letter: &DeadLetter) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.put_str(LAKE);
+        bytes.put_u64(letter.position.0);
+        bytes.put_u32(letter.index);
+        bytes.put_u64(letter.dead_ms);
+        bytes.put_str(&letter.why);
+        bytes.put_bytes(&Encoder::new().unwrap().encode(&letter.record).unwrap());
+        bytes
+    }
+
+    #[test]
+    fn letters_of_version_1_are_read_and_removed_beside_those_of_today() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let old = DeadLetter {
+            transient: false,
+            ..letter(Position(1), 1)
+        };
+        let mut bytes = Vec::new();
+        let encoded = version_1(&old);
+        put_frame(&mut bytes, &encoded, crc32fast::hash(&encoded));
+        fs::write(&path, bytes).unwrap();
+        let new = letter(Position(2), 1);
+        assert!(new.transient);
+        let mut letters = DeadLetters::open(path.clone(), &folder.path().join("torn")).unwrap();
+        letters
+            .append(LAKE, std::slice::from_ref(&new), &mut Encoder::new().unwrap())
+            .unwrap();
+        assert_eq!(find(&path, LAKE, 9, &|_| true).unwrap(), [old.clone(), new.clone()]);
+        assert_eq!(summary(&path).unwrap().letters[LAKE], (2, 1));
+        letters.remove(LAKE, &[(old.position, old.index)]).unwrap();
+        assert_eq!(find(&path, LAKE, 9, &|_| true).unwrap(), [new]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_stays_when_others_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, torn) = (folder.path().join(FILE), folder.path().join("torn"));
+        let mut letters = DeadLetters::open(path.clone(), &torn).unwrap();
+        let three = [1, 2, 3].map(|at| letter(Position(at), 0));
+        letters.append(LAKE, &three, &mut Encoder::new().unwrap()).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let mut letters = DeadLetters::open(path.clone(), &torn).unwrap();
+        assert_eq!((letters.damaged(), letters.counts()[LAKE]), (1, 2));
+        letters.remove(LAKE, &[(Position(2), 0)]).unwrap();
+        assert_eq!(find(&path, LAKE, 9, &|_| true).unwrap(), three[2..]);
+        assert_eq!(summary(&path).unwrap().damaged, 1);
+    }
+
+    #[test]
+    fn a_letter_of_a_later_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let mut bytes = Vec::new();
+        let mut later = Vec::new();
+        later.put_u32(VERSIONED);
+        later.put_u8(VERSION + 1);
+        put_frame(&mut bytes, &later, crc32fast::hash(&later));
+        fs::write(&path, &bytes).unwrap();
+        let mut letters = DeadLetters::open(path.clone(), &folder.path().join("torn")).unwrap();
+        letters.remove(LAKE, &[]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
 }

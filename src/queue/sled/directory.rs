@@ -106,7 +106,7 @@ impl Directory {
     }
 
     pub(super) fn dead_letters(&self) -> PathBuf {
-        self.root.join("dead-letters")
+        self.root.join(super::dead_letters::FILE)
     }
 
     /// Makes the names inside `generations` durable.

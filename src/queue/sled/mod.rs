@@ -21,7 +21,8 @@ mod store;
 mod tests;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::pin::pin;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,12 +31,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::task;
 use tokio::time::timeout;
 
 use self::consumer::SledConsumer;
 use self::generation::{Generation, Slot, Start};
 use crate::queue::{
-    AppendError, Appended, Clock, ConsumeError, Consumer, DeadLetter, Entry, Ledger, Position, Queue, Settings, Stats,
+    AppendError, Appended, Clock, ConsumeError, Consumer, DeadLetter, Entry, Ledger, PartStats, Position, Queue,
+    Settings, Stats, Wanted,
 };
 
 /// Appends that wait for the writer at once; more wait their turn.
@@ -128,10 +131,10 @@ enum Message {
         letters: Vec<DeadLetter>,
         reply: Reply<()>,
     },
-    ListLetters {
+    RequeueLetters {
         name: String,
-        limit: usize,
-        reply: Reply<Vec<DeadLetter>>,
+        letters: Vec<(Position, u32)>,
+        reply: Reply<Vec<(Position, u32)>>,
     },
     RemoveLetters {
         name: String,
@@ -249,6 +252,12 @@ impl Queue for SledQueue {
             bytes: state.bytes() + state.letters_bytes,
             corrupt_records: state.ledger.corrupt_records() + state.damaged_letters,
             quarantined: state.quarantined,
+            quarantine_bytes: state.other_bytes,
+            parts: state
+                .generations
+                .iter()
+                .map(|(first, part)| part.stats(*first))
+                .collect(),
             dead_letters: dead.map(|(name, letters)| (name.clone(), *letters)).collect(),
             consumers: state.ledger.stats(),
         }
@@ -263,8 +272,44 @@ impl Queue for SledQueue {
     }
 
     async fn dead_letters(&self, name: &str, limit: usize) -> Result<Vec<DeadLetter>, ConsumeError> {
+        self.find_dead_letters(name, limit, Arc::new(|_| true)).await
+    }
+
+    async fn find_dead_letters(
+        &self,
+        name: &str,
+        limit: usize,
+        wanted: Wanted,
+    ) -> Result<Vec<DeadLetter>, ConsumeError> {
+        let path = self.link.shared.settings.path.join(dead_letters::FILE);
         let name = name.to_owned();
-        self.link.ask(|reply| Message::ListLetters { name, limit, reply }).await
+        // Beside the writer: a long file must not keep appends waiting.
+        let read = task::spawn_blocking(move || dead_letters::find(&path, &name, limit, &*wanted)).await;
+        read.map_err(io::Error::other)
+            .flatten()
+            .map_err(|error| ConsumeError::Unavailable {
+                why: format!("cannot read the dead letters: {error}"),
+            })
+    }
+
+    async fn requeue_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<u64, ConsumeError> {
+        let mut pending: HashSet<(Position, u32)> = letters.iter().copied().collect();
+        let mut requeued = 0;
+        while !pending.is_empty() {
+            let (name, letters) = (name.to_owned(), pending.iter().copied().collect());
+            let done = self
+                .link
+                .ask(|reply| Message::RequeueLetters { name, letters, reply })
+                .await?;
+            if done.is_empty() {
+                break;
+            }
+            requeued += done.len() as u64;
+            for letter in &done {
+                pending.remove(letter);
+            }
+        }
+        Ok(requeued)
     }
 
     async fn remove_dead_letters(&self, name: &str, letters: &[(Position, u32)]) -> Result<(), ConsumeError> {
@@ -305,6 +350,17 @@ impl Link {
                 why: "the write was abandoned".to_owned(),
             })
         })
+    }
+}
+
+impl Part {
+    fn stats(&self, first: u64) -> PartStats {
+        PartStats {
+            first,
+            end: self.end,
+            bytes: self.bytes,
+            created_ms: self.start.created_ms,
+        }
     }
 }
 

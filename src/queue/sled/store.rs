@@ -15,11 +15,15 @@ use super::directory::Directory;
 use super::generation::{Failure, Generation, Slot, Start};
 use super::layout::{self, Writes};
 use super::{Part, Reply, Shared, unavailable};
-use crate::queue::{AppendError, Appended, ConsumeError, Entry, Marks, Position, Seen};
+use crate::queue::{AppendError, Appended, ConsumeError, Entry, Marks, Position, Seen, no_cursor};
+use crate::record::Record;
 use crate::record::codec::{self, EncodeError, Encoder, Header};
 
 /// How long to leave the disk alone after a failed write.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes of event JSON of the dead letters that are appended again in one go: appends wait that long.
+const REQUEUED_BYTES: u64 = 4 << 20;
 
 pub(super) struct Store {
     pub(super) shared: Arc<Shared>,
@@ -54,7 +58,8 @@ pub(super) struct Round {
 
 struct Staged {
     header: Header,
-    seen: Seen,
+    /// A dead letter that is appended again has none.
+    seen: Option<Seen>,
     reply: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -82,7 +87,9 @@ impl Round {
     /// Tells everybody that nothing was done.
     fn fail(self, marks: &mut Marks, why: &str) {
         for staged in self.records {
-            marks.withdraw(&staged.seen);
+            if let Some(seen) = staged.seen {
+                marks.withdraw(&seen);
+            }
             let _ = staged.reply.send(Err(unavailable(why)));
         }
         for reply in self.duplicates {
@@ -112,7 +119,8 @@ impl Store {
         let now_ms = self.shared.now_ms();
         if self.marks.contains(&entry.mark.key, now_ms) {
             // The first sight may be in this very round: then its fate is the repetition's.
-            if round.records.iter().any(|staged| staged.seen.key == entry.mark.key) {
+            let is_pending = |staged: &Staged| staged.seen.is_some_and(|seen| seen.key == entry.mark.key);
+            if round.records.iter().any(is_pending) {
                 round.duplicates.push(reply);
             } else {
                 let _ = reply.send(Ok(Appended::Duplicate));
@@ -120,7 +128,7 @@ impl Store {
             return;
         }
         let limit = self.shared.settings.max_record_bytes;
-        let (encoded, header) = match self.encode(entry, limit) {
+        let (encoded, header) = match self.encode(&entry.record, limit) {
             Ok(encoded) => encoded,
             Err(error) => return drop(reply.send(Err(error))),
         };
@@ -129,8 +137,51 @@ impl Store {
         }
         let position = self.shared.lock().ledger.tail + round.records.len() as u64;
         round.writes.record(position, &encoded);
-        let seen = self.marks.insert(&entry.mark, now_ms);
+        let seen = Some(self.marks.insert(&entry.mark, now_ms));
         round.records.push(Staged { header, seen, reply });
+    }
+
+    /// Appends dead letters of a destination again, durably, and then removes them: as many as one round takes. Returns
+    /// which; none if none of them is there.
+    pub(super) fn requeue(
+        &mut self,
+        name: &str,
+        letters: &[(Position, u32)],
+    ) -> Result<Vec<(Position, u32)>, ConsumeError> {
+        if self.shared.lock().ledger.next(name).is_none() {
+            return Err(no_cursor(name));
+        }
+        let found = self.dead_letters.take(name, letters, REQUEUED_BYTES).map_err(failed)?;
+        let mut round = Round::default();
+        let mut replies = Vec::with_capacity(found.len());
+        for letter in &found {
+            let mut record = letter.record.clone();
+            record.destinations = vec![name.to_owned()];
+            let (encoded, header) = self.encode(&record, u64::MAX).map_err(failed)?;
+            if let Some(error) = self.refusal(round.bytes() + encoded.len() as u64) {
+                return Err(failed(error));
+            }
+            let position = self.shared.lock().ledger.tail + round.records.len() as u64;
+            round.writes.record(position, &encoded);
+            let (reply, answer) = oneshot::channel();
+            round.records.push(Staged {
+                header,
+                seen: None,
+                reply,
+            });
+            replies.push(answer);
+        }
+        self.finish(round);
+        for mut answer in replies {
+            if let Ok(Err(error)) = answer.try_recv() {
+                return Err(failed(error));
+            }
+        }
+        let requeued: Vec<(Position, u32)> = found.iter().map(|letter| (letter.position, letter.index)).collect();
+        if !requeued.is_empty() {
+            self.dead_letters.remove(name, &requeued).map_err(failed)?;
+        }
+        Ok(requeued)
     }
 
     /// Makes the round durable and answers everybody.
@@ -144,8 +195,9 @@ impl Store {
             let why = self.why_unavailable();
             return round.fail(&mut self.marks, &why);
         };
-        let seen: Vec<Seen> = round.records.iter().map(|staged| staged.seen).collect();
+        let seen: Vec<Seen> = round.records.iter().filter_map(|staged| staged.seen).collect();
         let next_block = round.writes.marks(current.next_block, &seen);
+        let now_ms = self.shared.now_ms();
         let state = {
             let state = self.shared.lock();
             let ledger = &state.ledger;
@@ -161,9 +213,12 @@ impl Store {
                 totals: ledger.totals().clone(),
                 oldest_ms: ledger.oldest_ms(),
             };
-            for Staged { header, .. } in &round.records {
+            for Staged { header, seen, .. } in &round.records {
                 after.totals.add(header);
                 after.newest_ms = after.newest_ms.max(header.received_ms);
+                if seen.is_none() {
+                    after.newest_ms = after.newest_ms.max(now_ms);
+                }
                 for name in &header.destinations {
                     if !after.oldest_ms.iter().any(|(known, _)| known == name) {
                         after.oldest_ms.push((name.clone(), header.received_ms));
@@ -187,7 +242,10 @@ impl Store {
             state.unavailable = None;
             let position = state.ledger.tail;
             for staged in &round.records {
-                state.ledger.append(&staged.header);
+                match staged.seen {
+                    Some(_) => state.ledger.append(&staged.header),
+                    None => state.ledger.requeue(&staged.header, now_ms),
+                }
             }
             state.ledger.written(&dirty);
             for name in &round.removed {
@@ -351,8 +409,8 @@ impl Store {
         why.unwrap_or_else(|| "the last write failed".to_owned())
     }
 
-    fn encode(&mut self, entry: &Entry, limit: u64) -> Result<(Vec<u8>, Header), AppendError> {
-        let encoded = self.encoder.encode(&entry.record).map_err(|error| match error {
+    fn encode(&mut self, record: &Record, limit: u64) -> Result<(Vec<u8>, Header), AppendError> {
+        let encoded = self.encoder.encode(record).map_err(|error| match error {
             EncodeError::TooLarge { bytes } => AppendError::TooLarge { bytes, limit },
             EncodeError::Compress(error) => unavailable(&error.to_string()),
         })?;
@@ -363,6 +421,10 @@ impl Store {
         let header = codec::peek(&encoded).map_err(|error| unavailable(&error.to_string()))?;
         Ok((encoded, header))
     }
+}
+
+fn failed(error: impl std::error::Error) -> ConsumeError {
+    ConsumeError::Unavailable { why: error.to_string() }
 }
 
 /// sled may hang as it closes a database it could not write; that must not take the writer along.

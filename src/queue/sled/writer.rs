@@ -205,8 +205,12 @@ fn take(store: &mut Store, round: &mut Round, message: Message) {
             publish_letters(store);
             let _ = reply.send(outcome);
         }
-        Message::ListLetters { name, limit, reply } => {
-            let _ = reply.send(store.dead_letters.list(&name, limit).map_err(failed));
+        Message::RequeueLetters { name, letters, reply } => {
+            // What is staged has its positions before these.
+            store.finish(std::mem::take(round));
+            let outcome = store.requeue(&name, &letters);
+            publish_letters(store);
+            let _ = reply.send(outcome);
         }
         Message::RemoveLetters { name, letters, reply } => {
             let outcome = store.dead_letters.remove(&name, &letters).map_err(failed);
@@ -229,7 +233,7 @@ fn publish_letters(store: &Store) {
 
 impl Message {
     fn writes(&self) -> bool {
-        !matches!(self, Self::Release(_) | Self::Close(_) | Self::ListLetters { .. })
+        !matches!(self, Self::Release(_) | Self::Close(_))
     }
 
     fn refuse(self, why: &str) {
@@ -242,7 +246,7 @@ impl Message {
             | Self::Bury { reply, .. }
             | Self::RemoveLetters { reply, .. }
             | Self::Quarantine { reply, .. } => drop(reply.send(Err(refusal()))),
-            Self::ListLetters { reply, .. } => drop(reply.send(Err(refusal()))),
+            Self::RequeueLetters { reply, .. } => drop(reply.send(Err(refusal()))),
             Self::Release(_) | Self::Close(_) => {}
         }
     }

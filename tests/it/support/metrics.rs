@@ -64,7 +64,7 @@ impl Scrape {
                     ("destination", destination.as_str()),
                 ];
                 let term = |outcome: &str| self.sum(&format!("flagtap_destination_events_{outcome}"), &here);
-                let before = [term("recovered_total"), term("queued_total")];
+                let before = ["recovered_total", "queued_total", "requeued_total"].map(term);
                 let after = [
                     "delivered_total",
                     "skipped_total",
@@ -76,7 +76,7 @@ impl Scrape {
                 .map(term);
                 if before.iter().sum::<f64>() != after.iter().sum::<f64>() {
                     return Some(format!(
-                        "{environment} to {destination}: recovered, queued {before:?} but delivered, skipped, dead, \
+                        "{environment} to {destination}: recovered, queued, requeued {before:?} but delivered, skipped, dead, \
                          evicted, corrupt, waiting {after:?}"
                     ));
                 }
