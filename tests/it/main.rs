@@ -15,6 +15,7 @@ mod layering;
 mod limits;
 mod loss;
 mod passthrough;
+mod power_cut;
 mod replay;
 mod sdks;
 mod shutdown;

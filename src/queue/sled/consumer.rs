@@ -70,8 +70,8 @@ impl Consumer for SledConsumer {
                 Err(_) if self.link.shared.lock().ledger.next(&self.name) != Some(plan.from) => {}
                 Err(Failure::Removed) => task::yield_now().await,
                 Err(Failure::Passing(why)) => return Err(ConsumeError::Unavailable { why }),
-                Err(Failure::Damaged(why)) => {
-                    let first = plan.first;
+                Err(failure @ (Failure::Damaged(_) | Failure::Stateless)) => {
+                    let (first, why) = (plan.first, failure.to_string());
                     self.link.ask(|reply| Message::Quarantine { first, why, reply }).await?;
                 }
             }

@@ -6,6 +6,7 @@
 //! generations/<n>/    one sled database per generation, named by its first position (20 digits)
 //! quarantine/         parts that could not be opened, moved here as they were
 //! trash-<n>/          a generation on its way out; removed at the next open if the process ended meanwhile
+//! acknowledged        how far the log got (see the file of that name)
 //! dead-letters        events that were given up
 //! ```
 //!
@@ -58,8 +59,8 @@ impl Directory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(failed(error)),
         };
-        if !found.is_empty() && found != FORMAT.as_bytes() {
-            let found = String::from_utf8_lossy(&found[..found.len().min(40)]).trim().to_owned();
+        if is_of_another_version(&found) {
+            let found = String::from_utf8_lossy(&found).trim().to_owned();
             return Err(DirectoryError::UnknownFormat { path: path(), found });
         }
         let lock = open_file(&root.join("lock"), OpenOptions::new().create(true).write(true)).map_err(failed)?;
@@ -68,7 +69,10 @@ impl Directory {
             Err(TryLockError::WouldBlock) => return Err(DirectoryError::Locked { path: path() }),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        if found.is_empty() {
+        if found != FORMAT.as_bytes() {
+            if !found.is_empty() {
+                warn!("the file FORMAT of the queue was damaged and is written anew");
+            }
             replace_file(&format, FORMAT.as_bytes()).map_err(failed)?;
         }
         for part in ["generations", "quarantine"] {
@@ -103,6 +107,10 @@ impl Directory {
 
     pub(super) fn generation(&self, first: u64) -> PathBuf {
         self.root.join("generations").join(format!("{first:020}"))
+    }
+
+    pub(super) fn acknowledged(&self) -> PathBuf {
+        self.root.join("acknowledged")
     }
 
     pub(super) fn dead_letters(&self) -> PathBuf {
@@ -181,6 +189,15 @@ impl Directory {
         }
         Ok(())
     }
+}
+
+/// Returns whether a file FORMAT was written by another version: a whole line as FORMAT's with another number. Anything else
+/// is damage, which need not be believed, because every part of the queue has a checksum of its own.
+fn is_of_another_version(found: &[u8]) -> bool {
+    let name = FORMAT.trim_end_matches(['1', '\n']).as_bytes();
+    let number = found.strip_prefix(name).and_then(|rest| rest.strip_suffix(b"\n"));
+    found != FORMAT.as_bytes()
+        && number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
 }
 
 /// Makes a directory that only this user can enter, and its parents.

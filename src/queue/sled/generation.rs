@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::sled::{Config, Db, IVec, Mode};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::directory::{make_directory, replace_file, sync_directory};
 use super::layout::{self, State, Writes};
@@ -41,6 +41,9 @@ pub(super) enum Failure {
     /// The data is damaged.
     #[error("{0}")]
     Damaged(String),
+    /// What its first write put there is not there: it never got to the disk, or all is lost.
+    #[error("its state is missing")]
+    Stateless,
     /// The generation was removed meanwhile.
     #[error("the generation was removed")]
     Removed,
@@ -60,7 +63,8 @@ pub(super) struct Start {
 }
 
 impl Start {
-    fn encode(&self) -> Vec<u8> {
+    /// Returns the content of the file.
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut value = Vec::new();
         for number in [
             self.first,
@@ -99,6 +103,32 @@ impl Start {
             Err(error) => Err(io_failure(&error)),
         }
     }
+
+    /// Returns the start if it is that of the generation `first`.
+    pub(super) fn check(self, first: u64) -> Result<Self, Failure> {
+        match self.first == first {
+            true => Ok(self),
+            false => Err(Failure::Damaged("its start file is another's".to_owned())),
+        }
+    }
+
+    /// Reads the copy in the generation's database, and writes the file anew; nothing if that is damaged too.
+    pub(super) fn restore(path: &Path, first: u64) -> Result<Option<Self>, Failure> {
+        let stored = Slot::new(path.to_owned()).get().and_then(|generation| {
+            let db = generation.db()?;
+            guarded(|| db.get(b"b"))
+        });
+        let bytes = match stored {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) | Err(Failure::Damaged(_) | Failure::Stateless) => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let Some(start) = Self::decode(&bytes).ok().filter(|start| start.first == first) else {
+            return Ok(None);
+        };
+        replace_file(&path.join("start"), &bytes).map_err(|error| io_failure(&error))?;
+        Ok(Some(start))
+    }
 }
 
 /// What a generation knows of the whole queue.
@@ -134,7 +164,26 @@ impl Generation {
             return Err(Failure::Damaged("its database file is missing".to_owned()));
         }
         remove_broken_snapshots(path).map_err(|error| io_failure(&error))?;
-        Self::open_database(path)
+        match Self::open_database(path) {
+            Err(Failure::Damaged(why)) if set_derived_aside(path).map_err(|error| io_failure(&error))? => {
+                warn!(
+                    error = why,
+                    "a generation of the queue is opened without its derived files"
+                );
+                Self::open_database(path)
+            }
+            outcome => outcome,
+        }
+        .and_then(Self::with_state)
+    }
+
+    /// Returns the generation if there is a state in it. sled opens whatever it is given, if need be as an empty database.
+    fn with_state(self) -> Result<Self, Failure> {
+        let db = self.db()?;
+        match guarded(|| db.contains_key(b"s"))? {
+            true => Ok(self),
+            false => Err(Failure::Stateless),
+        }
     }
 
     fn open_database(path: &Path) -> Result<Self, Failure> {
@@ -177,12 +226,10 @@ impl Generation {
         self.file.sync_data().map_err(|error| io_failure(&error))
     }
 
-    /// Returns everything but the records; nothing if the generation's first write never got here.
-    pub(super) fn load(&self) -> Result<Option<Loaded>, Failure> {
+    /// Returns everything but the records.
+    pub(super) fn load(&self) -> Result<Loaded, Failure> {
         let db = self.db()?;
-        let Some(state) = guarded(|| db.get(b"s"))? else {
-            return Ok(None);
-        };
+        let state = guarded(|| db.get(b"s"))?.ok_or(Failure::Stateless)?;
         let damaged = |_| Failure::Damaged("its state is damaged".to_owned());
         let mut loaded = Loaded {
             state: layout::read_state(&state).map_err(damaged)?,
@@ -202,7 +249,7 @@ impl Generation {
             loaded.marks.extend(layout::read_marks(&value).unwrap_or_default());
             loaded.next_block = layout::parse_mark_key(&key).map_or(loaded.next_block, |block| block + 1);
         }
-        Ok(Some(loaded))
+        Ok(loaded)
     }
 
     /// Returns the pieces of the records from `from` up to, not including, `end`, in order.
@@ -348,6 +395,21 @@ fn panic_text(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("unknown")
+}
+
+/// Renames what sled can do without, so that damage to it costs nothing: snapshots, which only speed opening up, and its
+/// configuration, which is always ours. Returns whether there was any.
+fn set_derived_aside(path: &Path) -> io::Result<bool> {
+    let mut any = false;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("snap.") || name == "conf" {
+            fs::rename(entry.path(), path.join(format!("aside-{name}")))?;
+            any = true;
+        }
+    }
+    Ok(any)
 }
 
 /// A snapshot only speeds opening up. One that was being written when the disk was full stops every later open.

@@ -4,6 +4,7 @@
 //! ```text
 //! key                        value
 //! r <position u64> <part u32>  a piece of an encoded record, at most CHUNK bytes; parts count from 0
+//! b                          what the generation's file `start` says, should that be damaged
 //! s                          crc, the state at the last write: 8 tail, 8 newest receipt (ms), 8 payload bytes,
 //!                            totals; then a count (u32) of (destination, 8 oldest waiting receipt)
 //! c <name>                   crc, a cursor: 8 position, counts of what is settled, 4 note length, 4 CRC-32 of the note
@@ -67,6 +68,11 @@ impl Writes {
             value.put_u64(*oldest_ms);
         }
         self.put(b"s".to_vec(), seal(&value));
+    }
+
+    /// Adds a copy of the generation's `start`.
+    pub(super) fn start(&mut self, sealed: &[u8]) {
+        self.put(b"b".to_vec(), sealed.to_vec());
     }
 
     /// Adds a cursor and its note.

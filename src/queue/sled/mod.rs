@@ -8,6 +8,7 @@
 //! A thread of its own does all writing and opening (`writer`); readers share its open generations and the state
 //! below. Files are let go of when the queue is closed, not when it is dropped.
 
+mod acknowledged;
 mod consumer;
 mod dead_letters;
 mod directory;

@@ -9,8 +9,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::error;
+use tracing::{error, warn};
 
+use super::acknowledged::{Acknowledged, Known};
 use super::dead_letters::DeadLetters;
 use super::directory::{Directory, DirectoryError, disk_bytes};
 use super::generation::{Failure, Generation, Loaded, Slot, Start};
@@ -49,6 +50,12 @@ impl From<io::Error> for OpenError {
     }
 }
 
+impl From<Failure> for OpenError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure.to_string())
+    }
+}
+
 struct Found {
     starts: BTreeMap<u64, Start>,
     loaded: Option<Loaded>,
@@ -57,6 +64,8 @@ struct Found {
     quarantined: u64,
     /// Totals of a generation that was set aside, if nothing better is left.
     totals: Totals,
+    /// Where the log began before anything was set aside.
+    oldest: Option<Start>,
 }
 
 impl Store {
@@ -65,7 +74,8 @@ impl Store {
         let settings = &shared.settings;
         let directory = Directory::open(&settings.path)?;
         let dead_letters = DeadLetters::open(directory.dead_letters(), &directory.free_place("dead-letters"))?;
-        let found = find(&directory)?;
+        let acknowledged = Acknowledged::open(&directory.acknowledged())?;
+        let mut found = find(&directory, acknowledged.known())?;
         let fresh = Loaded {
             state: super::layout::State {
                 tail: found.floor,
@@ -74,15 +84,18 @@ impl Store {
             },
             ..Loaded::default()
         };
-        let loaded = found.loaded.unwrap_or(fresh);
-        let ledger = ledger(&loaded, &found.starts, destinations);
+        let mut loaded = found.loaded.take().unwrap_or(fresh);
+        let fell_back = loaded.miss(acknowledged.known());
+        let current = found.current.take().filter(|_| !fell_back);
+        let ledger = ledger(&loaded, &found.starts, found.oldest.as_ref(), destinations);
+        let damaged_letters = damaged_letters(&dead_letters, acknowledged.known());
         let mut marks = Marks::new(settings.mark_entries);
         for seen in &loaded.marks {
             marks.restore(*seen);
         }
         let mut store = Self {
             shared: Arc::clone(shared),
-            current: found.current.as_ref().map(|(first, generation)| Current {
+            current: current.as_ref().map(|(first, generation)| Current {
                 first: *first,
                 created_ms: found.starts.get(first).map_or(0, |start| start.created_ms),
                 payload: loaded.state.payload,
@@ -95,15 +108,16 @@ impl Store {
             marks,
             encoder: Encoder::new()?,
             dead_letters,
+            acknowledged,
         };
         {
             let mut state = shared.lock();
             *state = State {
                 unavailable: state.unavailable.take(),
-                generations: parts(&store.directory, found.starts, found.current),
+                generations: parts(&store.directory, found.starts, current),
                 ledger,
                 quarantined: state.quarantined + found.quarantined,
-                damaged_letters: store.dead_letters.damaged(),
+                damaged_letters,
                 dead_letters: store.dead_letters.counts().clone(),
                 ..State::default()
             };
@@ -120,7 +134,33 @@ impl Store {
     }
 }
 
-fn find(directory: &Directory) -> Result<Found, OpenError> {
+impl Loaded {
+    /// Takes in what was acknowledged and is not here. Returns whether the end of the log is among it: then nothing may be
+    /// written behind what is left.
+    fn miss(&mut self, known: &Known) -> bool {
+        for name in &known.names {
+            let found = self.cursors.iter().map(|(name, _)| name).chain(&self.broken);
+            if !found.into_iter().any(|found| found == name) {
+                error!(
+                    destination = name,
+                    "a cursor of the queue is lost; all that is left is delivered again"
+                );
+                self.broken.push(name.clone());
+            }
+        }
+        let fell_back = known.tail > self.state.tail;
+        if fell_back {
+            let records = known.tail - self.state.tail;
+            error!(records, "the newest records of the queue are lost");
+            self.state.tail = known.tail;
+            self.state.newest_ms = known.newest_ms;
+            self.state.totals = known.totals.clone();
+        }
+        fell_back
+    }
+}
+
+fn find(directory: &Directory, known: &Known) -> Result<Found, OpenError> {
     let mut found = Found {
         starts: BTreeMap::new(),
         loaded: None,
@@ -128,18 +168,22 @@ fn find(directory: &Directory) -> Result<Found, OpenError> {
         floor: 0,
         quarantined: 0,
         totals: Totals::default(),
+        oldest: None,
     };
     for first in directory.generations()? {
-        match Start::read(&directory.generation(first)) {
-            Ok(start) => {
-                found.starts.insert(first, start);
-            }
-            Err(failure @ (Failure::Passing(_) | Failure::Removed)) => {
-                return Err(OpenError::Failed(failure.to_string()));
-            }
+        let path = directory.generation(first);
+        match Start::read(&path).and_then(|start| start.check(first)) {
+            Ok(start) => found.begin(first, start),
+            Err(failure @ (Failure::Passing(_) | Failure::Removed)) => return Err(failure.into()),
             // A process that ended while it began a generation leaves a directory without anything in it.
-            Err(Failure::Damaged(_)) if !directory.generation(first).join("db").exists() => directory.remove(first)?,
-            Err(Failure::Damaged(why)) => found.set_aside(directory, first, &why)?,
+            Err(_) if !path.join("db").exists() && known.tail <= first => directory.remove(first)?,
+            Err(failure) => match Start::restore(&path, first)? {
+                Some(start) => {
+                    warn!(error = %failure, generation = first, "a start file of the queue is written anew");
+                    found.begin(first, start);
+                }
+                None => found.set_aside(directory, first, &failure.to_string())?,
+            },
         }
     }
     let mut is_newest = found.quarantined == 0;
@@ -148,24 +192,21 @@ fn find(directory: &Directory) -> Result<Found, OpenError> {
         let slot = Slot::new(directory.generation(first));
         let opened = slot.get().and_then(|generation| Ok((generation.load()?, generation)));
         match opened {
-            Ok((Some(loaded), generation)) => {
+            Ok((loaded, generation)) => {
                 found.loaded = Some(loaded);
                 // Nothing is written behind a generation that was set aside.
                 found.current = is_newest.then_some((first, generation));
                 break;
             }
             // Its first write never got to the disk, so nothing in it was acknowledged.
-            Ok((None, generation)) => {
-                drop(generation);
+            Err(Failure::Stateless) if known.tail <= first => {
                 directory.remove(first)?;
                 found.starts.remove(&first);
                 found.floor = found.floor.max(first);
             }
-            Err(failure @ (Failure::Passing(_) | Failure::Removed)) => {
-                return Err(OpenError::Failed(failure.to_string()));
-            }
-            Err(Failure::Damaged(why)) => {
-                found.set_aside(directory, first, &why)?;
+            Err(failure @ (Failure::Passing(_) | Failure::Removed)) => return Err(failure.into()),
+            Err(failure @ (Failure::Damaged(_) | Failure::Stateless)) => {
+                found.set_aside(directory, first, &failure.to_string())?;
                 found.starts.remove(&first);
                 found.totals = totals;
                 is_newest = false;
@@ -176,6 +217,13 @@ fn find(directory: &Directory) -> Result<Found, OpenError> {
 }
 
 impl Found {
+    fn begin(&mut self, first: u64, start: Start) {
+        if self.oldest.is_none() {
+            self.oldest = Some(start.clone());
+        }
+        self.starts.insert(first, start);
+    }
+
     fn set_aside(&mut self, directory: &Directory, first: u64, why: &str) -> Result<(), OpenError> {
         let place = directory.quarantine(first)?;
         error!(error = why, place = %place.display(), "a part of the queue is damaged and was set aside");
@@ -185,13 +233,13 @@ impl Found {
     }
 }
 
-fn ledger(loaded: &Loaded, starts: &BTreeMap<u64, Start>, destinations: &[String]) -> Ledger {
+/// Returns the ledger of a queue with the generations `starts`; the log began with `oldest` before any was set aside.
+fn ledger(loaded: &Loaded, starts: &BTreeMap<u64, Start>, oldest: Option<&Start>, destinations: &[String]) -> Ledger {
     let state = &loaded.state;
     // If damage took the state further back than a cursor, positions would be given twice and passed over.
     let tail = loaded.cursors.iter().map(|(_, cursor)| cursor.position).max();
     let tail = tail.unwrap_or(0).max(state.tail);
     let mut ledger = Ledger::new(tail, state.newest_ms, state.totals.clone());
-    let oldest = starts.first_key_value().map(|(_, start)| start);
     let oldest_ms = |name: &str| {
         let of_name = state.oldest_ms.iter().find(|(known, _)| known == name);
         of_name.map(|(_, ms)| *ms)
@@ -203,9 +251,7 @@ fn ledger(loaded: &Loaded, starts: &BTreeMap<u64, Start>, destinations: &[String
         // Everything that is left is delivered again: better twice than never.
         let cursor = Cursor {
             position: oldest.map_or(tail, |start| start.first),
-            settled: oldest
-                .map_or_else(Totals::default, |start| start.totals.clone())
-                .of(name),
+            settled: oldest.map_or(&state.totals, |start| &start.totals).of(name),
             note: Vec::new(),
         };
         ledger.restore(name, cursor, oldest_ms(name));
@@ -213,16 +259,32 @@ fn ledger(loaded: &Loaded, starts: &BTreeMap<u64, Start>, destinations: &[String
     for name in destinations {
         ledger.register(name, true);
     }
-    if let Some(start) = oldest {
-        for name in ledger.names() {
-            if ledger.next(&name).is_some_and(|next| next < start.first) {
-                let counts = start.totals.of(&name);
-                let position = start.first;
-                ledger.reach(&name, &Boundary { position, counts }, Loss::Evicted);
-            }
+    // What lies before the oldest that is left went with a limit, or was set aside just now.
+    let (position, totals) = match starts.first_key_value() {
+        Some((first, start)) => (*first, &start.totals),
+        None => (tail, &state.totals),
+    };
+    let loss = match oldest.is_some_and(|start| start.first < position) {
+        true => Loss::Corrupt,
+        false => Loss::Evicted,
+    };
+    for name in ledger.names() {
+        if ledger.next(&name).is_some_and(|next| next <= position) {
+            let counts = totals.of(&name);
+            ledger.reach(&name, &Boundary { position, counts }, loss);
         }
     }
     ledger
+}
+
+/// Returns how many dead letters cannot be read or are not there any more.
+fn damaged_letters(letters: &DeadLetters, known: &Known) -> u64 {
+    let left = letters.damaged() + letters.counts().values().sum::<u64>();
+    let gone = known.letters.saturating_sub(left);
+    if gone > 0 {
+        error!(letters = gone, "dead letters are lost");
+    }
+    letters.damaged() + gone
 }
 
 fn parts(

@@ -8,8 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tracing::{error, info};
+use tracing::{debug, error, info, warn};
 
+use super::acknowledged::{Acknowledged, Known};
 use super::dead_letters::DeadLetters;
 use super::directory::Directory;
 use super::generation::{Failure, Generation, Slot, Start};
@@ -35,6 +36,7 @@ pub(super) struct Store {
     pub(super) marks: Marks,
     pub(super) encoder: Encoder,
     pub(super) dead_letters: DeadLetters,
+    pub(super) acknowledged: Acknowledged,
 }
 
 /// The newest generation.
@@ -191,6 +193,12 @@ impl Store {
         if round.is_empty() && dirty.is_empty() {
             return;
         }
+        if !round.removed.is_empty() {
+            // Here first: a cursor that is missed later counts as lost.
+            let mut known = self.acknowledged.known().clone();
+            known.names.retain(|name| !round.removed.contains(name));
+            self.take_back(known);
+        }
         let Some(current) = &mut self.current else {
             let why = self.why_unavailable();
             return round.fail(&mut self.marks, &why);
@@ -256,6 +264,7 @@ impl Store {
             }
             position
         };
+        self.acknowledge();
         if !round.records.is_empty() {
             self.shared.changed();
         }
@@ -327,6 +336,7 @@ impl Store {
             }
             state.oldest_ms = shared.ledger.oldest_ms();
         }
+        writes.start(&start.encode());
         // What is carried over does not count as payload: many marks must not fill a generation.
         writes.state(&state);
         let generation = Arc::new(self.create(&start, writes)?);
@@ -355,8 +365,43 @@ impl Store {
             generation,
         });
         drop(before);
+        self.acknowledge();
         self.measure();
         Ok(())
+    }
+
+    /// Keeps what is durable, apart from what it is about.
+    pub(super) fn acknowledge(&mut self) {
+        let letters = self.dead_letters.counts().values().sum();
+        let known = {
+            let state = self.shared.lock();
+            Known {
+                tail: state.ledger.tail,
+                newest_ms: state.ledger.newest_ms,
+                totals: state.ledger.totals().clone(),
+                names: state.ledger.names(),
+                letters,
+            }
+        };
+        if let Err(error) = self.acknowledged.keep(known) {
+            // Nothing is lost by it, and the next round tries again.
+            debug!(%error, "cannot keep how far the queue got");
+        }
+    }
+
+    /// Before dead letters are removed: those that are missed later would count as lost.
+    pub(super) fn expect_no_letters(&mut self) {
+        let known = Known {
+            letters: 0,
+            ..self.acknowledged.known().clone()
+        };
+        self.take_back(known);
+    }
+
+    fn take_back(&mut self, known: Known) {
+        if let Err(error) = self.acknowledged.keep(known).and_then(|()| self.acknowledged.sync()) {
+            warn!(%error, "what is removed now may count as lost later");
+        }
     }
 
     /// Makes a generation with its first write, or leaves nothing behind.

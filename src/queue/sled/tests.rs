@@ -1,15 +1,18 @@
 //! The contract, and what only this engine has: files, and everything that can happen to them.
 
+mod injuries;
+
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::layout::record_key;
 use crate::queue::contract::*;
 use crate::queue::sled::SledQueue;
-use crate::queue::{AppendError, Appended, Position};
+use crate::queue::{AppendError, Appended, Limit, Position};
 
 const START: Start = |settings, destinations, clock| Arc::new(SledQueue::start(settings, destinations, clock));
 
@@ -129,10 +132,27 @@ async fn a_newest_generation_that_cannot_be_opened_is_set_aside() {
 }
 
 #[tokio::test]
-async fn a_start_file_that_is_damaged_costs_its_generation_only() {
+async fn start_files_that_are_damaged_are_written_anew() {
+    let mut rig = Rig::new(START);
+    several_generations(&mut rig).await;
+    let paths = generations(&rig);
+    let before = fs::read(paths[1].join("start")).unwrap();
+    fs::write(paths[0].join("start"), b"damage").unwrap();
+    fs::write(paths[1].join("start"), b"").unwrap();
+    fs::remove_file(paths[2].join("start")).unwrap();
+    let queue = rig.open().await;
+    assert_eq!(take(&mut consumer(&queue, LAKE).await, 9).await.len(), 9);
+    assert_eq!((queue.stats().quarantined, queue.stats().corrupt_records), (0, 0));
+    assert_eq!(fs::read(paths[1].join("start")).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_generation_without_a_start_costs_no_other() {
     let mut rig = Rig::new(START);
     let positions = several_generations(&mut rig).await;
-    fs::write(generations(&rig)[1].join("start"), b"damage").unwrap();
+    let path = &generations(&rig)[1];
+    fs::write(path.join("start"), b"damage").unwrap();
+    with_database(path, |db| drop(db.remove(b"b").unwrap()));
     let queue = rig.open().await;
     let mut lake = consumer(&queue, LAKE).await;
     let records = take(&mut lake, 6).await;

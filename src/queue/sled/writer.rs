@@ -213,6 +213,7 @@ fn take(store: &mut Store, round: &mut Round, message: Message) {
             let _ = reply.send(outcome);
         }
         Message::RemoveLetters { name, letters, reply } => {
+            store.expect_no_letters();
             let outcome = store.dead_letters.remove(&name, &letters).map_err(failed);
             publish_letters(store);
             let _ = reply.send(outcome);
@@ -227,7 +228,8 @@ fn take(store: &mut Store, round: &mut Round, message: Message) {
     }
 }
 
-fn publish_letters(store: &Store) {
+fn publish_letters(store: &mut Store) {
+    store.acknowledge();
     store.shared.lock().dead_letters = store.dead_letters.counts().clone();
 }
 

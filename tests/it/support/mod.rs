@@ -7,6 +7,7 @@ pub(crate) mod eventually;
 pub(crate) mod export;
 pub(crate) mod http1;
 pub(crate) mod kinesis;
+pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod raw;
 pub(crate) mod recording;
@@ -14,6 +15,7 @@ pub(crate) mod relay;
 pub(crate) mod tls;
 pub(crate) mod tools;
 pub(crate) mod upstream;
+pub(crate) mod volume;
 
 pub(crate) use eventually::eventually;
 pub(crate) use raw::{Connection, request};

@@ -224,6 +224,29 @@ impl Relay {
         self.child.id()
     }
 
+    /// Stops the binary where it is, and returns when each of its threads stands still.
+    pub(crate) fn freeze(&self) {
+        let sent = Command::new("kill")
+            .args(["-STOP", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        let tasks = format!("/proc/{}/task", self.child.id());
+        eventually("every thread to stand still", || {
+            let mut threads = fs::read_dir(&tasks).unwrap();
+            threads
+                .all(|thread| {
+                    let state = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+                    // "pid (name) state ..."; a thread that has just ended has no file.
+                    state
+                        .rsplit(") ")
+                        .next()
+                        .is_none_or(|rest| rest.is_empty() || rest.starts_with('T'))
+                })
+                .then_some(())
+        });
+    }
+
     /// Ends the binary as a crash does.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

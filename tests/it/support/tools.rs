@@ -15,7 +15,14 @@ pub(crate) fn find(test: &str, path: &str) -> Option<PathBuf> {
     if tool.exists() {
         return Some(tool);
     }
-    let why = format!("{test}: .tools/{path} is missing; run scripts/setup-tests.sh");
+    skip(test, &format!(".tools/{path} is missing; run scripts/setup-tests.sh"));
+    None
+}
+
+/// Announces that `test` is skipped, or fails it where nothing may be skipped.
+pub(crate) fn skip(test: &str, why: &str) {
+    let tools = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools");
+    let why = format!("{test}: {why}");
     assert!(env::var_os("FLAGTAP_REQUIRE_TOOLS").is_none(), "{why}");
     eprintln!("SKIPPED {why}");
     if tools.is_dir() {
@@ -23,5 +30,4 @@ pub(crate) fn find(test: &str, path: &str) -> Option<PathBuf> {
         // One short write per line: lines of tests in other processes do not mix.
         file.unwrap().write_all(format!("{why}\n").as_bytes()).unwrap();
     }
-    None
 }

@@ -1,0 +1,87 @@
+//! The node loses power: what the disk was not made to keep is gone, and nothing that was answered may be among it.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::export::markers;
+use crate::support::kinesis::{Kinesis, Mood};
+use crate::support::load::Load;
+use crate::support::volume::Volume;
+use crate::support::{Relay, Setup, Upstream, eventually};
+
+const ROUNDS: usize = 20;
+
+/// Scenario: the queue is on an ext4 of its own, on a loop device. Senders post batches; one destination takes them, another
+/// takes nothing. At a random moment the relay and the device lose power: everything that was not synced is gone. The
+/// device is mounted and the relay started again, and now both destinations take. Twenty times.
+/// Guarantees: every event of a batch that was answered 2xx is in both destinations, once; none that was never sent.
+/// Nothing is damaged or evicted, and the counters add up.
+#[test]
+fn what_was_answered_survives_a_power_cut() {
+    let Some(volume) = Volume::ext4("power_cut", 512) else {
+        return;
+    };
+    let upstream = Upstream::accepting();
+    upstream.tolerate_broken();
+    let lake = Kinesis::start(Mood::Fails);
+    lake.tolerate_broken();
+    let mut setup = Setup::new(upstream.address());
+    lake.add_to(&mut setup, json!({ "initial": "1s", "max": "1s" }));
+    setup.config["queue"]["sled"]["path"] = json!(volume.path().join("queue"));
+    // Generations of 4 MiB, so that some rounds are cut as a new one begins.
+    setup.config["queue"]["max_bytes"] = json!("96MiB");
+    let load = Load::new(6, 4_000);
+    let started = Instant::now();
+    for round in 0..ROUNDS {
+        lake.be(Mood::Fails);
+        let relay = Relay::start(&setup);
+        let before = load.answers();
+        let working = load.start(relay.address());
+        eventually("the first answers of the round", || {
+            (load.answers() > before + 5).then_some(())
+        });
+        // The random moment.
+        thread::sleep(Duration::from_millis(fastrand::u64(..800)));
+        let answered = load.answers() - before;
+        volume.cut_power(relay);
+        working.stop();
+        upstream.take();
+
+        lake.be(Mood::Takes);
+        let relay = Relay::start(&setup);
+        load.finish(relay.address());
+        let metrics = relay.settle();
+        relay.stop();
+        for name in ["evicted", "corrupt"] {
+            let name = format!("flagtap_destination_events_{name}_total");
+            assert_eq!(metrics.sum(&name, &[]), 0.0, "round {round}: {name}");
+        }
+        assert_eq!(
+            metrics.sum("flagtap_queue_quarantined_total", &[]),
+            0.0,
+            "round {round}"
+        );
+        println!("round {round}: {answered} batches answered before the cut");
+        let (expected, sent) = (load.answered(), load.sent());
+        judge(round, "archive", &setup.exported(), &expected, &sent);
+        judge(round, "lake", &lake.lines(), &expected, &sent);
+    }
+    println!("{ROUNDS} power cuts in {:?}", started.elapsed());
+}
+
+fn judge(round: usize, name: &str, lines: &[String], answered: &BTreeSet<String>, sent: &BTreeSet<String>) {
+    let all = markers(lines);
+    let exported: BTreeSet<String> = all.iter().cloned().collect();
+    let lost = answered.difference(&exported).count();
+    let invented = exported.difference(sent).count();
+    let repeated = all.len() - exported.len();
+    assert_eq!(
+        (lost, invented, repeated),
+        (0, 0, 0),
+        "round {round}, {name}: lost, invented, repeated of {} answered events",
+        answered.len()
+    );
+}
