@@ -25,6 +25,8 @@ pub(super) enum Answer {
     Records(Vec<Option<&'static str>>),
     /// 200 and a sequence number for every record.
     AllTaken,
+    /// 200 and a summary of the stream with this status, encryption and record size (KiB).
+    Summary(&'static str, &'static str, u32),
     /// This status, error code and message.
     Error(u16, &'static str, &'static str),
     /// This status and text.
@@ -135,6 +137,7 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> io::Res
     Ok(match answer {
         Answer::Records(codes) => taken(&codes),
         Answer::AllTaken => taken(&vec![None; count]),
+        Answer::Summary(status, encryption, kib) => summary(status, encryption, kib),
         Answer::Error(status, code, message) => {
             response(status, &json!({"__type": code, "message": message}).to_string())
         }
@@ -178,6 +181,15 @@ fn taken(codes: &[Option<&str>]) -> Response<Full<Bytes>> {
         200,
         &json!({"FailedRecordCount": failed, "Records": entries}).to_string(),
     )
+}
+
+fn summary(status: &str, encryption: &str, kib: u32) -> Response<Full<Bytes>> {
+    let summary = json!({
+        "StreamName": "ld-events", "StreamARN": "arn:aws:kinesis:eu-west-1:123456789012:stream/ld-events",
+        "StreamStatus": status, "RetentionPeriodHours": 24, "StreamCreationTimestamp": 1_700_000_000,
+        "EnhancedMonitoring": [], "EncryptionType": encryption, "OpenShardCount": 3, "MaxRecordSizeInKiB": kib,
+    });
+    response(200, &json!({ "StreamDescriptionSummary": summary }).to_string())
 }
 
 fn response(status: u16, text: &str) -> Response<Full<Bytes>> {

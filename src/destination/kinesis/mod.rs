@@ -17,7 +17,6 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{Builder, SharedCredentialsProvider};
-use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use sha2::{Digest, Sha256};
@@ -29,8 +28,10 @@ use crate::export::{ExportEvent, envelope};
 use crate::section::Section;
 use crate::units::ByteSize;
 
+mod answers;
 #[cfg(test)]
 mod fake;
+mod probe;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -207,7 +208,7 @@ pub async fn open(settings: &Settings) -> Arc<dyn Destination> {
     Arc::new(Kinesis::open(settings).await)
 }
 
-pub(super) use verdict::ANSWERS;
+pub(super) use answers::ANSWERS;
 
 /// The destination.
 pub struct Kinesis {
@@ -313,7 +314,7 @@ impl Destination for Kinesis {
                 Err(error) => all(&verdict::of_error(&error, items.len()), items),
             },
             // The builder misses nothing that is set above.
-            Err(error) => all(&verdict::retry(&error.to_string(), None), items),
+            Err(error) => all(&verdict::retry(&error.to_string()), items),
         }
     }
 
@@ -321,13 +322,8 @@ impl Destination for Kinesis {
         let (name, arn) = self.stream();
         let request = self.client.describe_stream_summary();
         match request.set_stream_name(name).set_stream_arn(arn).send().await {
-            Ok(_) => Ok("the stream is there".to_owned()),
-            // A policy that only allows to write is a good one, and says nothing of the stream.
-            Err(error) if error.code() == Some("AccessDeniedException") => Ok("AWS knows the credentials".to_owned()),
-            Err(error) => Err(ProbeError {
-                why: verdict::describe(&error),
-                remedy: "look at `region`, `stream_name` and the credentials".to_owned(),
-            }),
+            Ok(answer) => probe::of_summary(answer.stream_description_summary(), &self.settings),
+            Err(error) => probe::of_error(&error),
         }
     }
 }

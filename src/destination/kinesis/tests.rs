@@ -6,9 +6,9 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, future};
 use aws_sdk_kinesis::config::SharedCredentialsProvider;
 
-use super::super::{Destination, Verdict, contract};
+use super::super::{Destination, ProbeError, Verdict, answers, contract};
 use super::fake::{Answer, FakeKinesis};
-use super::{Kinesis, PartitionBy, Settings, Stream, partition_key};
+use super::{ANSWERS, Kinesis, PartitionBy, Settings, Stream, partition_key};
 
 // Nothing here looks at the environment or asks a metadata service.
 fn kinesis_as(credentials: impl ProvideCredentials + 'static, settings: &Settings) -> Kinesis {
@@ -56,7 +56,10 @@ fn is_blocked(verdict: &Verdict, because: &str) -> bool {
 
 #[tokio::test]
 async fn keeps_the_contract() {
-    let fake = FakeKinesis::answering(vec![Answer::AllTaken; 7]).await;
+    let mut script = vec![Answer::AllTaken; 7];
+    // After three requests of different sizes and one that is sent twice, the probe.
+    script[5] = Answer::Summary("ACTIVE", "NONE", 1024);
+    let fake = FakeKinesis::answering(script).await;
     contract::holds(&kinesis(&fake, by_name())).await;
     assert_eq!(fake.received().len(), 7);
 }
@@ -217,8 +220,11 @@ async fn a_record_that_does_not_validate_is_isolated_and_its_value_not_repeated(
     let message = "1 validation error detected: Value 'ann@example.com' at 'records.1.member.partitionKey' failed";
     let invalid = || Answer::Error(400, "ValidationException", message);
     assert_eq!(verdict(2, invalid()).await, Verdict::Split);
-    let why = "ValidationException".to_owned();
-    assert_eq!(verdict(1, invalid()).await, Verdict::Reject { why });
+    let Verdict::Reject { why } = verdict(1, invalid()).await else {
+        panic!("not rejected")
+    };
+    assert!(why.starts_with("ValidationException; "), "{why}");
+    assert!(!why.contains("ann@example.com"), "{why}");
 }
 
 #[tokio::test]
@@ -227,8 +233,31 @@ async fn a_request_too_large_is_split() {
         Answer::Error(400, "InvalidArgumentException", "Records size exceeds 5 MB limit"),
         Answer::Text(413, ""),
     ] {
-        assert_eq!(verdict(2, answer).await, Verdict::Split);
+        assert_eq!(verdict(2, answer.clone()).await, Verdict::Split);
+        let alone = verdict(1, answer).await;
+        assert!(matches!(alone, Verdict::Reject { .. }), "{alone:?}");
     }
+}
+
+#[tokio::test]
+async fn a_proxys_status_counts_more_than_its_text() {
+    let verdict = verdict(1, Answer::Error(503, "AccessDeniedException", "")).await;
+    assert!(retries(&verdict, "AccessDeniedException"), "{verdict:?}");
+}
+
+#[test]
+fn every_code_is_looked_up_once_and_no_status_hides_the_errors_of_kinesis() {
+    let lines = || ANSWERS.iter().map(|answer| answer.on);
+    for on in lines() {
+        assert_eq!(lines().filter(|other| *other == on).count(), 1, "{on:?} is there twice");
+    }
+    // Kinesis' own errors come with 400 and 403; a line for those would answer before their codes.
+    assert!(answers::of_status(ANSWERS, 400).is_none() && answers::of_status(ANSWERS, 403).is_none());
+    assert!(
+        ANSWERS
+            .iter()
+            .all(|answer| answer.source.starts_with("https://docs.aws.amazon.com/"))
+    );
 }
 
 #[tokio::test]
@@ -264,25 +293,64 @@ async fn no_credentials_is_a_refused_configuration() {
     assert!(is_blocked(&verdicts[0], "nobody is logged in"), "{verdicts:?}");
 }
 
+async fn probed(answer: Answer) -> Result<String, ProbeError> {
+    let fake = FakeKinesis::answering([answer]).await;
+    let found = kinesis(&fake, by_name()).probe().await;
+    assert_eq!(fake.received()[0].target, "Kinesis_20131202.DescribeStreamSummary");
+    found
+}
+
 #[tokio::test]
-async fn a_probe_fails_for_a_missing_stream_and_passes_for_a_policy_that_only_allows_to_write() {
-    let fake = FakeKinesis::answering([
-        Answer::Error(400, "ResourceNotFoundException", "stream ld-events not found"),
-        Answer::Error(
-            400,
-            "AccessDeniedException",
-            "not authorized to perform kinesis:DescribeStreamSummary",
-        ),
-    ])
-    .await;
-    let kinesis = kinesis(&fake, by_name());
-    let error = kinesis.probe().await.unwrap_err();
-    assert!(error.why.contains("not found"), "{error}");
-    assert!(kinesis.probe().await.is_ok());
-    let received = fake.received();
+async fn a_probe_passes_for_a_stream_and_for_a_policy_that_only_allows_to_write() {
+    let found = probed(Answer::Summary("ACTIVE", "NONE", 1024)).await.unwrap();
     assert!(
-        received
-            .iter()
-            .all(|received| received.target == "Kinesis_20131202.DescribeStreamSummary")
+        found.contains("ACTIVE, 3 open shards") && !found.contains("kms:"),
+        "{found}"
     );
+    let encrypted = probed(Answer::Summary("UPDATING", "KMS", 512)).await.unwrap();
+    assert!(
+        encrypted.contains("kms:GenerateDataKey") && encrypted.contains("512KiB"),
+        "{encrypted}"
+    );
+    let message = "not authorized to perform kinesis:DescribeStreamSummary";
+    let denied = probed(Answer::Error(400, "AccessDeniedException", message))
+        .await
+        .unwrap();
+    assert!(
+        denied.contains("kinesis:DescribeStreamSummary") && denied.contains("delivery can work"),
+        "{denied}"
+    );
+}
+
+#[tokio::test]
+async fn a_probe_says_what_to_do_about_what_cannot_work() {
+    for (answer, why, remedy) in [
+        (
+            Answer::Error(400, "ResourceNotFoundException", "stream ld-events not found"),
+            "not found",
+            "`region`",
+        ),
+        (
+            Answer::Error(403, "InvalidSignatureException", "signature expired"),
+            "signature expired",
+            "clock",
+        ),
+        (Answer::Summary("DELETING", "NONE", 1024), "DELETING", "`stream_name`"),
+        (Answer::Text(503, ""), "503", "try again"),
+        (Answer::Text(200, "<html>login</html>"), "", "`endpoint`"),
+        (Answer::Drop, "dispatch failure", "network policy"),
+    ] {
+        let error = probed(answer).await.unwrap_err();
+        assert!(error.why.contains(why), "{error:?}");
+        assert!(error.remedy.contains(remedy), "{error:?}");
+    }
+    let settings = Settings {
+        endpoint: Some("http://127.0.0.1:1".to_owned()),
+        ..Settings::to("eu-west-1", by_name())
+    };
+    let error = kinesis_as(NoCredentials, &settings).probe().await.unwrap_err();
+    assert!(error.why.contains("nobody is logged in"), "{error:?}");
+    for place in ["IRSA", "pod identity", "instance"] {
+        assert!(error.remedy.contains(place), "{error:?}");
+    }
 }

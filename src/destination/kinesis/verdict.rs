@@ -12,42 +12,29 @@ use aws_sdk_kinesis::config::http::HttpResponse;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::types::PutRecordsResultEntry;
 
+use super::answers::{
+    ANSWERS, NO_CREDENTIALS, NO_CREDENTIALS_NOW, NO_STREAM_NAME, NOT_STORED, ROLE_REFUSED, STORED, TOO_LARGE, UNKNOWN,
+    UNMENTIONED,
+};
 use crate::destination::Verdict;
-use crate::destination::answers::Answer;
+use crate::destination::answers::{Answer, Means, of_code, of_status};
 
-/// What Kinesis' answers mean.
-pub(in crate::destination) const ANSWERS: &[Answer] = &[];
-
-/// Errors of the request that pass by themselves, beside all 5xx (AWS: PutRecords, "Common Errors").
-const PASSING: [&str; 12] = [
-    "ProvisionedThroughputExceededException",
-    "LimitExceededException",
-    "KMSThrottlingException",
-    "ThrottlingException",
-    "Throttling",
-    "TooManyRequestsException",
-    "InternalFailure",
-    "InternalFailureException",
-    "ServiceUnavailable",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "RequestExpired",
-];
-
-/// Errors that say "this request is not valid" without saying which record; also how a record over the stream's own
-/// `MaxRecordSizeInKiB` is refused.
+/// Codes whose message can quote an event's values.
 const INVALID: [&str; 2] = ["ValidationException", "SerializationException"];
 
 /// Returns the verdicts for `items` records from what a 200 says of each.
 pub(super) fn of_records(records: &[PutRecordsResultEntry], items: usize) -> Vec<Verdict> {
     (0..items)
-        .map(|item| match records.get(item) {
-            None => retry("answer has no result for this record", None),
-            Some(record) => match (record.error_code(), record.sequence_number()) {
-                (Some(code), _) => retry(code, None),
-                (None, Some(number)) if !number.is_empty() => Verdict::Delivered,
-                (None, _) => retry("answer has no sequence number for this record", None),
-            },
+        .map(|item| {
+            let (answer, why) = match records.get(item) {
+                None => (&UNMENTIONED, "answer has no result for this record"),
+                Some(record) => match (record.error_code(), record.sequence_number()) {
+                    (Some(code), _) => (&NOT_STORED, code),
+                    (None, Some(number)) if !number.is_empty() => (&STORED, ""),
+                    (None, _) => (&UNMENTIONED, "answer has no sequence number for this record"),
+                },
+            };
+            answer.means.verdict(1, why.to_owned(), None)
         })
         .collect()
 }
@@ -57,32 +44,59 @@ pub(super) fn of_error<E>(error: &SdkError<E, HttpResponse>, items: usize) -> Ve
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    let Some(response) = error.raw_response().filter(|response| !response.status().is_success()) else {
-        return if lacks_credentials(error) {
-            Verdict::Blocked { why: describe(error) }
-        } else {
-            retry(&describe(error), None)
-        };
+    let response = error.raw_response().filter(|response| !response.status().is_success());
+    let answer = match response {
+        Some(response) => of_response(
+            response.status().as_u16(),
+            error.code().unwrap_or_default(),
+            error.message().unwrap_or_default(),
+        ),
+        None => match of_credentials(error) {
+            Some(answer) => answer,
+            // Lost on the way, or not one of Kinesis: no answer.
+            None => return retry(&describe(error)),
+        },
     };
-    let status = response.status().as_u16();
-    let (code, message) = (error.code().unwrap_or_default(), error.message().unwrap_or_default());
-    if status == 413 || (code == "InvalidArgumentException" && is_about_size(message)) {
-        return Verdict::Split;
+    let why = match answer.means {
+        // What to do is only asked of people where something has to be done.
+        Means::Blocked | Means::Isolate => format!("{}; {}", describe(error), answer.why),
+        _ => describe(error),
+    };
+    let after = response.and_then(|response| response.headers().get("retry-after")?.parse().ok());
+    answer.means.verdict(items, why, after.map(Duration::from_secs))
+}
+
+/// Returns what an answer other than 2xx means.
+pub(super) fn of_response(status: u16, code: &str, message: &str) -> &'static Answer {
+    if code == "InvalidArgumentException" && is_about_size(message) {
+        return &TOO_LARGE;
     }
-    if INVALID.contains(&code) && !is_about_the_stream(message) {
-        return match items {
-            1 => Verdict::Reject { why: code.to_owned() },
-            _ => Verdict::Split,
-        };
+    if INVALID.contains(&code) && is_about_the_stream(message) {
+        return &NO_STREAM_NAME;
     }
-    if status >= 500 || status == 429 || status == 408 || PASSING.contains(&code) {
-        let after = response
-            .headers()
-            .get("retry-after")
-            .and_then(|after| after.parse().ok());
-        return retry(&describe(error), after.map(Duration::from_secs));
+    of_status(ANSWERS, status)
+        .or_else(|| of_code(ANSWERS, code))
+        .unwrap_or(&UNKNOWN)
+}
+
+/// Returns what it means that a request was not sent for want of credentials; `None` if that is not why.
+pub(super) fn of_credentials(error: &(dyn Error + 'static)) -> Option<&'static Answer> {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        match error.downcast_ref::<CredentialsError>() {
+            Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
+                return Some(&NO_CREDENTIALS);
+            }
+            Some(failed) => {
+                let text = causes(failed);
+                let refused = ["AccessDenied", "InvalidIdentityToken", "InvalidClientTokenId"];
+                let refused = refused.iter().any(|code| text.contains(code));
+                return Some(if refused { &ROLE_REFUSED } else { &NO_CREDENTIALS_NOW });
+            }
+            None => source = error.source(),
+        }
     }
-    Verdict::Blocked { why: describe(error) }
+    None
 }
 
 /// Returns what to tell people of an error: AWS's code and, where it is about the configuration, its message.
@@ -107,9 +121,9 @@ where
     }
 }
 
-pub(super) fn retry(why: &str, after: Option<Duration>) -> Verdict {
+pub(super) fn retry(why: &str) -> Verdict {
     Verdict::Retry {
-        after,
+        after: None,
         why: why.to_owned(),
     }
 }
@@ -124,24 +138,6 @@ fn is_about_size(message: &str) -> bool {
 fn is_about_the_stream(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     message.contains("'streamname'") || message.contains("'streamarn'")
-}
-
-fn lacks_credentials(error: &(dyn Error + 'static)) -> bool {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        match error.downcast_ref::<CredentialsError>() {
-            Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => return true,
-            Some(refused) => {
-                // STS refuses the role; anything else about it may pass.
-                let text = causes(refused);
-                return ["AccessDenied", "InvalidIdentityToken", "InvalidClientTokenId"]
-                    .iter()
-                    .any(|code| text.contains(code));
-            }
-            None => source = error.source(),
-        }
-    }
-    false
 }
 
 /// Returns an error that never reached Kinesis with its causes: addresses and credentials, never events.
