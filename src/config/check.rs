@@ -10,7 +10,6 @@ use super::destinations::ReadDestination;
 use super::environments::ReadEnvironment;
 use super::queue::{Engine, Queue};
 use super::traffic::{Listen, Tee, Upstream};
-use crate::destination::Settings;
 use crate::problems::Place;
 use crate::section::Section;
 use crate::units::ByteSize;
@@ -134,18 +133,18 @@ pub(super) fn environments(
         .iter()
         .filter_map(|read| read.value.as_ref().zip(read.name.as_ref()))
     {
-        let Settings::File(file) = &destination.settings else {
+        let Some(folder) = destination.settings.folder() else {
             continue;
         };
         if let Engine::Sled { path } = &queue.engine
-            && (file.path.starts_with(path) || path.starts_with(&file.path))
+            && (folder.starts_with(path) || path.starts_with(folder))
         {
             root.problem_at(
                 place.clone(),
                 "has its folder and the queue's one inside the other; give each its own",
             );
         }
-        if let Some(other) = folders.insert(&file.path, name) {
+        if let Some(other) = folders.insert(folder, name) {
             root.problem_at(
                 place.clone(),
                 format!("writes to the same folder as {other}; give each its own"),

@@ -3,6 +3,7 @@
 //! Owns the trait, the values it exchanges and the registry. A destination is one file: it encodes an event (pure),
 //! sends packed items and answers for each one. It holds no retry, batching or metrics code: [`crate::drain`] does.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,13 +31,14 @@ pub mod stdout;
 pub mod web;
 pub mod webhook;
 
-/// Declares the registry: one line per kind of destination, `Variant = "kind" as alias: module`. A kind behind a
-/// feature is known also to a build without it, so that its absence can be explained.
+/// Declares the registry: one line per kind of destination, `Variant = "kind" as alias: module in field`. A kind behind
+/// a feature is known also to a build without it, so that its absence can be explained. The field is the one of its
+/// settings that names a folder, if the kind writes to one.
 ///
 /// A module has `Settings`, `read(&mut Section) -> Option<Settings>`, `open(&Settings) -> Arc<dyn Destination>` (async)
 /// and `ANSWERS`.
 macro_rules! registry {
-    ($($(#[$feature:meta])? $variant:ident = $kind:literal $(as $alias:literal)?: $module:ident,)+) => {
+    ($($(#[$feature:meta])? $variant:ident = $kind:literal $(as $alias:literal)?: $module:ident $(in $folder:ident)?,)+) => {
         /// The kinds of destination, as the configuration names them.
         pub const KINDS: &[&str] = &[$($kind),+];
 
@@ -58,6 +60,25 @@ macro_rules! registry {
             pub fn kind(&self) -> &'static str {
                 match self {
                     $($(#[$feature])? Self::$variant(_) => $kind,)+
+                }
+            }
+
+            /// Returns the folder that this destination and nobody else may write to, if it needs one.
+            pub fn folder(&self) -> Option<&Path> {
+                match self {
+                    $($(#[$feature])? Self::$variant(_settings) => {
+                        let folders: &[&Path] = &[$(&_settings.$folder)?];
+                        folders.first().copied()
+                    })+
+                }
+            }
+
+            /// Replaces [`Settings::folder`], if there is one.
+            pub fn move_to(&mut self, _folder: &Path) {
+                match self {
+                    $($(#[$feature])? Self::$variant(_settings) => {
+                        $(_settings.$folder = _folder.to_owned();)?
+                    })+
                 }
             }
 
@@ -99,7 +120,7 @@ registry! {
     #[cfg(feature = "pubsub")] GooglePubsub = "google_pubsub" as "google-pubsub": google_pubsub,
     AzureEventHubs = "azure_event_hubs" as "azure-event-hubs": azure_event_hubs,
     Webhook = "webhook": webhook,
-    File = "file": file,
+    File = "file": file in path,
     Stdout = "stdout": stdout,
 }
 

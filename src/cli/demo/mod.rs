@@ -27,7 +27,6 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::app::App;
 use crate::config::{Config, Engine};
-use crate::destination::Settings;
 use crate::metrics::{DESTINATION_DELIVERED, EVENTS_QUEUED, EVENTS_RECEIVED};
 
 /// Recorded requests, one JSON object a line; `tests/traffic/README.md` says how they were made.
@@ -136,9 +135,7 @@ fn configuration(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Config> {
         path: dir.join("flagtap-data"),
     };
     for destination in &mut config.destinations {
-        if let Settings::File(file) = &mut destination.settings {
-            file.path = dir.join("flagtap-export");
-        }
+        destination.settings.move_to(&dir.join("flagtap-export"));
     }
     Ok(config)
 }
