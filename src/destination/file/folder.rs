@@ -19,6 +19,7 @@ use crate::destination::Item;
 use crate::export::Members;
 
 const LOCK: &str = ".flagtap.lock";
+const TRIAL: &str = ".flagtap.probe";
 const PREFIX: &str = "flagtap-";
 const PART: &str = ".ndjson.part";
 const COMPLETE: &str = ".ndjson";
@@ -145,6 +146,15 @@ impl Folder {
             self.part = None;
         }
         Ok(())
+    }
+
+    /// Makes a file and removes it.
+    pub(super) fn try_out(&mut self) -> Result<(), Trouble> {
+        let path = self.settings.path.join(TRIAL);
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(0o640);
+        options.open(&path).map_err(Trouble::at("make", &path))?;
+        fs::remove_file(&path).map_err(Trouble::at("remove", &path))
     }
 
     fn recover(&mut self) -> Result<(), Trouble> {

@@ -190,7 +190,7 @@ impl Destination for Files {
     }
 
     async fn probe(&self) -> Result<String, ProbeError> {
-        match self.with_folder(|_| Ok(())).await {
+        match self.with_folder(|folder| folder.try_out()).await {
             // The flagtap that is at work in this folder shows that one can be.
             Err(trouble) if trouble.cause != Cause::Locked => Err(ProbeError {
                 why: trouble.why,
