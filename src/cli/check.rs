@@ -6,19 +6,18 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::cli::UNUSABLE;
 use crate::config::{self, Config, Credentials, Engine, Environment, Queue};
 use crate::secret::Secret;
 use crate::section::Leaf as _;
 use crate::units::format_duration;
 
-/// Checks the file at `path` with the process's environment. Returns the exit code: 0 if it can be used, else
-/// [`UNUSABLE`]. Fails only if `out` does.
-pub fn run(path: &Path, out: &mut dyn Write) -> io::Result<u8> {
+/// Checks the file at `path` with the process's environment. Returns the configuration if it can be used. Fails only
+/// if `out` does.
+pub(super) fn run(path: &Path, out: &mut dyn Write) -> io::Result<Option<Config>> {
     check(path, &config::process_environment, out)
 }
 
-fn check(path: &Path, environment: &dyn Fn(&str) -> Option<String>, out: &mut dyn Write) -> io::Result<u8> {
+fn check(path: &Path, environment: &dyn Fn(&str) -> Option<String>, out: &mut dyn Write) -> io::Result<Option<Config>> {
     let file = path.display().to_string();
     match Config::load(path, environment) {
         Ok((config, warnings)) => {
@@ -27,12 +26,12 @@ fn check(path: &Path, environment: &dyn Fn(&str) -> Option<String>, out: &mut dy
             let destinations = count(config.destinations.len(), "destination");
             writeln!(out, "{file} is valid: {environments}, {destinations}")?;
             summarise(&config, out)?;
-            Ok(0)
+            Ok(Some(config))
         }
         Err(problems) => {
             write!(out, "{}", problems.render(&file))?;
             writeln!(out, "{file} cannot be used: {}", count(problems.errors(), "problem"))?;
-            Ok(UNUSABLE)
+            Ok(None)
         }
     }
 }
@@ -119,20 +118,20 @@ fn count(number: usize, thing: &str) -> String {
 mod tests {
     use super::*;
 
-    fn checked(text: &str) -> (u8, String) {
+    fn checked(text: &str) -> (bool, String) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.yaml");
         std::fs::write(&path, text).unwrap();
         let mut out = Vec::new();
         let environment = |name: &str| (name == "LD_SDK_KEY").then(|| "sdk-0123456789".to_owned());
-        let code = check(&path, &environment, &mut out).unwrap();
+        let usable = check(&path, &environment, &mut out).unwrap().is_some();
         let shown = path.display().to_string();
-        (code, String::from_utf8(out).unwrap().replace(&shown, "config.yaml"))
+        (usable, String::from_utf8(out).unwrap().replace(&shown, "config.yaml"))
     }
 
     #[test]
     fn sums_up_a_valid_file_with_masked_keys() {
-        let (code, out) = checked(
+        let (usable, out) = checked(
             "environments:\n  - name: production\n    project_id: 5744c96707c9900708000004\n    credentials:\n      \
              sdk_keys: [\"${LD_SDK_KEY}\"]\n      client_side_ids: [578d1e02d2943862c52b9686]\n    \
              export: { kinds: [custom] }\n    destinations: [archive]\n\
@@ -148,13 +147,13 @@ mod tests {
              \x20 environment  production: SDK keys ***6789; client-side ids 578d1e02d2943862c52b9686; exports custom to archive\n\
              \x20 destination  archive: file\n"
         );
-        assert_eq!(code, 0);
+        assert!(usable);
     }
 
     #[test]
-    fn says_everything_that_is_wrong_and_exits_with_64() {
-        let (code, out) = checked("listen: 8030\ntele: x\n");
-        assert_eq!(code, UNUSABLE);
+    fn says_everything_that_is_wrong() {
+        let (usable, out) = checked("listen: 8030\ntele: x\n");
+        assert!(!usable);
         assert!(out.starts_with("config.yaml:1:1: needs `environments`"), "{out}");
         assert!(out.ends_with("config.yaml cannot be used: 3 problems\n"), "{out}");
     }
@@ -162,8 +161,8 @@ mod tests {
     #[test]
     fn a_missing_file_is_a_problem_like_others() {
         let mut out = Vec::new();
-        let code = check(Path::new("/does/not/exist.yaml"), &|_| None, &mut out).unwrap();
-        assert_eq!(code, UNUSABLE);
+        let usable = check(Path::new("/does/not/exist.yaml"), &|_| None, &mut out).unwrap();
+        assert!(usable.is_none());
         assert!(
             String::from_utf8(out)
                 .unwrap()

@@ -1,15 +1,20 @@
 //! The command line: one file per command.
 //!
-//! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments (clap), 64 wrong configuration (`EX_USAGE`).
+//! Exit codes: 0 done, 1 failed at run time (a destination that does not work or take the test event included), 2 wrong
+//! arguments (clap), 64 wrong configuration (`EX_USAGE`).
 
-use std::path::PathBuf;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-pub mod check;
+mod check;
 mod demo;
 mod probe;
+mod probe_destinations;
+mod send_test_event;
 mod serve;
 
 /// LaunchDarkly Data Export in your own cluster: a transparent events relay with a durable tee.
@@ -32,6 +37,21 @@ enum Command {
     Check {
         /// Configuration file.
         file: PathBuf,
+        /// Then contact each destination, without sending an event, and say what works (exit code 1 if one does not).
+        #[arg(long)]
+        probe: bool,
+    },
+    /// Send one made-up feature event, with LaunchDarkly's own test key, to a destination (exit code 0 if delivered).
+    SendTestEvent {
+        /// Configuration file; without one the embedded defaults count, as for `serve`.
+        #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The destination's name.
+        #[arg(long, value_name = "NAME")]
+        destination: String,
+        /// The environment that the event is said to be of; needed if several use the destination.
+        #[arg(long, value_name = "NAME")]
+        environment: Option<String>,
     },
     /// Send recorded SDK traffic through a relay on this machine and show what is exported.
     Demo {
@@ -69,7 +89,18 @@ const UNUSABLE: u8 = 64;
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config } => serve::run(config.as_deref()),
-        Command::Check { file } => check::run(&file, &mut std::io::stdout()).map_or(ExitCode::FAILURE, ExitCode::from),
+        Command::Check { file, probe } => check(&file, probe).unwrap_or(ExitCode::FAILURE),
+        Command::SendTestEvent {
+            config,
+            destination,
+            environment,
+        } => send_test_event::run(
+            config.as_deref(),
+            &destination,
+            environment.as_deref(),
+            &mut io::stdout(),
+        )
+        .unwrap_or(ExitCode::FAILURE),
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
         Command::Metrics => {
@@ -81,6 +112,23 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn check(file: &Path, probe: bool) -> io::Result<ExitCode> {
+    let out = &mut io::stdout();
+    match check::run(file, out)? {
+        Some(config) if probe => probe_destinations::run(&config.destinations, out),
+        Some(_) => Ok(ExitCode::SUCCESS),
+        None => Ok(ExitCode::from(UNUSABLE)),
+    }
+}
+
+/// Runs `work` to its end. Writes that hang on a broken disk are left behind.
+fn complete<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 /// Writes to standard output; a closed pipe is nobody's problem.

@@ -4,22 +4,20 @@
 //! calls, 500s, answers that come late or not at all, with the records stored or not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::support::export::id;
-use crate::support::raw::Response;
+use crate::replay;
+use crate::support::export::{event, id};
+use crate::support::moto::{Caller, Moto, decode, forward};
 use crate::support::relay::marked;
 use crate::support::upstream::Received;
-use crate::support::{Answer, Connection, Relay, Setup, Upstream, eventually, request, tools};
+use crate::support::{Answer, Relay, Setup, Upstream};
 
 const STREAM: &str = "ld-events";
 /// Every fault of the cycle comes up at least three times.
@@ -27,26 +25,15 @@ const LEAST_CALLS: usize = 3 * CYCLE;
 const CYCLE: usize = 12;
 const LEAST_BATCHES: usize = 120;
 
-struct Moto {
-    child: Child,
-    address: SocketAddr,
-}
-
 /// Scenario: batches are exported to Kinesis and to a file; every fault of the list happens three times or
 /// more.
 /// Guarantees: the stream holds every event, each record is the file's line byte by byte, and nothing that Kinesis
 /// acknowledged and the relay heard of is sent again.
 #[test]
 fn every_event_reaches_kinesis_whatever_it_answers() {
-    let Some(program) = tools::find("kinesis", "python/bin/moto_server") else {
-        return;
-    };
-    let moto = Moto::start(&program);
-    moto.call("CreateStream", &json!({ "StreamName": STREAM, "ShardCount": 3 }));
-    eventually("the stream to be active", || {
-        let stream = moto.call("DescribeStreamSummary", &json!({ "StreamName": STREAM }));
-        (stream["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE").then_some(())
-    });
+    let Some(moto) = Moto::start("kinesis") else { return };
+    let caller = Caller::default();
+    moto.make_stream(&caller, STREAM, 3);
     // Event ids that the relay was told are stored, and those it could not know of.
     let acknowledged = Arc::new(Mutex::new(BTreeMap::<String, usize>::new()));
     let unheard = Arc::new(Mutex::new(BTreeSet::<String>::new()));
@@ -63,12 +50,7 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
         },
         "retry": { "initial": "20ms", "max": "200ms" },
     }));
-    setup.variables = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-        .map(|name| (name.to_owned(), "test".to_owned()))
-        .into();
-    setup
-        .variables
-        .push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
+    setup.variables = caller.variables();
     let relay = Relay::start(&setup);
     let mut batches = 0;
     while batches < LEAST_BATCHES || calls.load(Ordering::SeqCst) < LEAST_CALLS {
@@ -90,7 +72,11 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
 
     let lines = setup.exported();
     let expected: BTreeSet<String> = lines.iter().cloned().collect();
-    let records = moto.read_all();
+    let records: Vec<String> = moto
+        .read_all(&caller, STREAM)
+        .into_iter()
+        .map(|record| record.data)
+        .collect();
     let stored: BTreeSet<String> = records.iter().cloned().collect();
     assert_eq!(lines.len(), total);
     assert!(
@@ -107,6 +93,105 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
     );
     assert!(again.is_empty(), "acknowledged and yet sent again: {again:?}");
     assert_eq!(records.len(), total + unheard.lock().unwrap().len());
+}
+
+/// Scenario: every recording is replayed through a relay whose only destination is a stream of one shard.
+/// Guarantees: the records are the golden export lines byte by byte, each once, under the key of the event's user or
+/// context.
+#[test]
+fn every_recorded_build_reaches_kinesis_byte_by_byte() {
+    let Some(moto) = Moto::start("kinesis") else { return };
+    let caller = Caller::default();
+    // A replay waits more than it works.
+    thread::scope(|scope| {
+        for builds in replay::BUILDS.chunks(5) {
+            let (moto, caller) = (&moto, &caller);
+            scope.spawn(move || builds.iter().for_each(|build| assert_golden(moto, caller, build)));
+        }
+    });
+}
+
+fn assert_golden(moto: &Moto, caller: &Caller, build: &str) {
+    let stream = build.replace('.', "_");
+    moto.make_stream(caller, &stream, 1);
+    let kinesis = json!({ "region": "eu-west-1", "stream_name": stream, "endpoint": moto.url() });
+    let mut expected = replay::deliver_as(build, json!({ "kinesis": kinesis }), caller.variables());
+    let records = moto.read_all(caller, &stream);
+    for record in &records {
+        assert_eq!(record.key, key_of(&record.data), "{build}: {}", record.data);
+    }
+    let mut stored: Vec<String> = records.into_iter().map(|record| record.data).collect();
+    // Requests that are under way at the same time arrive in any order.
+    stored.sort();
+    expected.sort();
+    assert!(!expected.is_empty());
+    assert_eq!(stored.len(), expected.len(), "{build}");
+    for (stored, expected) in stored.iter().zip(&expected) {
+        assert_eq!(stored, expected, "{build}");
+    }
+}
+
+/// Scenario: another region, the stream by its ARN, `newline` and `partition_by: event_id`.
+/// Guarantees: the records are in that region's stream, each ends with a line feed, and its key is the event's id.
+#[test]
+fn a_stream_by_arn_in_another_region_gets_lines_under_event_ids() {
+    let Some(moto) = Moto::start("kinesis") else { return };
+    let caller = Caller {
+        region: "us-east-2".to_owned(),
+        ..Caller::default()
+    };
+    moto.make_stream(&caller, STREAM, 2);
+    let build = "python-9.18.2";
+    let settings = json!({
+        "region": "us-east-2",
+        "stream_arn": format!("arn:aws:kinesis:us-east-2:123456789012:stream/{STREAM}"),
+        "endpoint": moto.url(),
+        "newline": true,
+        "partition_by": "event_id",
+    });
+    let expected: BTreeSet<String> = replay::deliver_as(build, json!({ "kinesis": settings }), caller.variables())
+        .into_iter()
+        .map(|line| line + "\n")
+        .collect();
+    let records = moto.read_all(&caller, STREAM);
+    for record in &records {
+        assert_eq!(record.key, id(&record.data));
+    }
+    let stored: BTreeSet<String> = records.iter().map(|record| record.data.clone()).collect();
+    assert_eq!(stored.len(), records.len());
+    assert!(stored == expected, "{} records, {} lines", stored.len(), expected.len());
+}
+
+/// Returns what a record's partition key has to be: the key of the user, of the context of kind `user` or of the
+/// lowest kind, else the event's id.
+fn key_of(line: &str) -> String {
+    let event = event(line);
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Null => None,
+        other => Some(other.to_string()),
+    };
+    let of_context = |context: &Value| {
+        let kinds = context.as_object()?;
+        if kinds.get("kind")? != "multi" {
+            return text(kinds.get("key")?);
+        }
+        let mut kinds: Vec<_> = kinds.iter().filter(|(kind, _)| *kind != "kind").collect();
+        kinds.sort_by_key(|(kind, _)| (*kind != "user", kind.as_str()));
+        text(&kinds.first()?.1["key"])
+    };
+    let of_keys = |keys: &Value| {
+        let mut kinds: Vec<_> = keys.as_object()?.iter().collect();
+        kinds.sort_by_key(|(kind, _)| (*kind != "user", kind.as_str()));
+        text(kinds.first()?.1)
+    };
+    let of_alias = || (event["kind"] == "alias").then(|| text(&event["key"])).flatten();
+    text(&event["userKey"])
+        .or_else(|| text(&event["user"]["key"]))
+        .or_else(of_alias)
+        .or_else(|| of_keys(&event["contextKeys"]))
+        .or_else(|| of_context(&event["context"]))
+        .unwrap_or_else(|| id(line))
 }
 
 /// Returns a proxy before moto that goes through its faults in turn, with calls that work in between.
@@ -204,88 +289,4 @@ fn record_ids(body: &[u8]) -> Vec<String> {
     let body: Value = serde_json::from_slice(body).unwrap();
     let records = body["Records"].as_array().unwrap();
     records.iter().map(|record| id(&decode(&record["Data"]))).collect()
-}
-
-fn decode(data: &Value) -> String {
-    String::from_utf8(STANDARD.decode(data.as_str().unwrap()).unwrap()).unwrap()
-}
-
-fn forward(moto: SocketAddr, call: &Received, body: &[u8]) -> Option<Response> {
-    let mut headers = call.headers.end_to_end();
-    headers.retain(|(name, _)| !name.eq_ignore_ascii_case("expect"));
-    let headers: Vec<(&str, &str)> = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
-    Connection::open(moto)
-        .exchange(&request(&call.method, &call.target, &headers, body))
-        .ok()
-}
-
-impl Moto {
-    fn start(program: &std::path::Path) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let child = Command::new(program)
-            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let moto = Self { child, address };
-        eventually("moto to listen", || Connection::try_open(address).ok());
-        moto
-    }
-
-    /// Calls a Kinesis operation. moto looks at the credential's scope and never at the signature.
-    fn call(&self, operation: &str, input: &Value) -> Value {
-        let target = format!("Kinesis_20131202.{operation}");
-        let headers = [
-            ("X-Amz-Target", target.as_str()),
-            ("Content-Type", "application/x-amz-json-1.1"),
-            (
-                "Authorization",
-                "AWS4-HMAC-SHA256 Credential=test/20260101/eu-west-1/kinesis/aws4_request, SignedHeaders=host, Signature=0",
-            ),
-        ];
-        let body = input.to_string();
-        let response = Connection::open(self.address)
-            .exchange(&request("POST", "/", &headers, body.as_bytes()))
-            .unwrap();
-        assert_eq!(
-            response.status,
-            200,
-            "{operation}: {}",
-            String::from_utf8_lossy(&response.body)
-        );
-        serde_json::from_slice(&response.body).unwrap_or_default()
-    }
-
-    /// Returns the data of every record in the stream.
-    fn read_all(&self) -> Vec<String> {
-        let shards = self.call("ListShards", &json!({ "StreamName": STREAM }));
-        let mut records = Vec::new();
-        for shard in shards["Shards"].as_array().unwrap() {
-            let start = json!({
-                "StreamName": STREAM, "ShardId": shard["ShardId"], "ShardIteratorType": "TRIM_HORIZON",
-            });
-            let mut iterator = self.call("GetShardIterator", &start)["ShardIterator"].clone();
-            loop {
-                let page = self.call("GetRecords", &json!({ "ShardIterator": iterator, "Limit": 1_000 }));
-                let found = page["Records"].as_array().unwrap();
-                if found.is_empty() {
-                    break;
-                }
-                records.extend(found.iter().map(|record| decode(&record["Data"])));
-                iterator = page["NextShardIterator"].clone();
-            }
-        }
-        records
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

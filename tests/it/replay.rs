@@ -80,10 +80,16 @@ fn every_recording_is_replayed() {
 
 /// Replays a recording through a relay with this one destination (its settings without the name), until all that it
 /// exports is delivered. Returns the export's golden lines, which the folder of files gets.
-pub(crate) fn deliver(build: &str, mut destination: Value) -> Vec<String> {
+pub(crate) fn deliver(build: &str, destination: Value) -> Vec<String> {
+    deliver_as(build, destination, Vec::new())
+}
+
+/// Does what [`deliver`] does, with these environment variables for the relay: a cloud's credentials.
+pub(crate) fn deliver_as(build: &str, mut destination: Value, variables: Vec<(String, String)>) -> Vec<String> {
     let recording = load(build);
     let upstream = Upstream::start();
     let mut setup = Setup::new(upstream.address());
+    setup.variables = variables;
     destination["name"] = json!("archive");
     setup.config["environments"] = json!([environment(&recording)]);
     setup.config["destinations"] = json!([destination]);

@@ -9,6 +9,7 @@ pub(crate) mod http1;
 pub(crate) mod kinesis;
 pub(crate) mod load;
 pub(crate) mod metrics;
+pub(crate) mod moto;
 pub(crate) mod raw;
 pub(crate) mod recording;
 pub(crate) mod relay;

@@ -20,8 +20,13 @@ use super::metrics::Scrape;
 use super::raw::{Connection, Response, request};
 use super::{CLIENT_SIDE_ID, MOBILE_KEY, PROJECT_ID, SDK_KEY, export};
 
-/// What would send the relay's requests elsewhere if the shell of the one who runs the tests has it.
-const PROXY_VARIABLES: [&str; 8] = [
+/// What would send the relay's requests elsewhere, or as somebody else, if the shell of the one who runs the tests has
+/// it.
+pub(crate) const FOREIGN_VARIABLES: [&str; 12] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
     "ALL_PROXY",
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -103,7 +108,7 @@ impl Relay {
     /// Starts the binary and waits until it is ready.
     pub(crate) fn start(setup: &Setup) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flagtap"));
-        for name in PROXY_VARIABLES {
+        for name in FOREIGN_VARIABLES {
             command.env_remove(name);
         }
         let mut child = command
