@@ -281,6 +281,8 @@ fn must_open(section: &Section<'_>, key: &str, path: &Path) {
     }
 }
 
+#[cfg(all(test, feature = "kinesis"))]
+mod pasted;
 // The example has every kind of destination, so its tests need a build that has them all.
 #[cfg(all(test, feature = "kinesis"))]
 mod tests;

@@ -46,7 +46,7 @@ fn level(module: &[String]) -> Option<u8> {
 }
 
 /// A source file: its module path, and whether it is the `mod.rs` of its folder.
-struct Source {
+pub(crate) struct Source {
     path: PathBuf,
     module: Vec<String>,
     is_folder: bool,
@@ -236,7 +236,7 @@ impl Source {
 
 /// Returns the line number and module path of each path outside comments and tests that begins with `crate::`,
 /// `super::` or `self::`.
-fn imports(source: &Source) -> Vec<(usize, Vec<String>)> {
+pub(crate) fn imports(source: &Source) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     // Unit tests stand at the end of their file.
     let shipped = source
@@ -319,25 +319,9 @@ fn sources() -> Vec<Source> {
     let mut paths = Vec::new();
     rust_files(&root, &mut paths);
     let read = paths.into_iter().map(|path| {
-        let relative = path.strip_prefix(&root).unwrap().with_extension("");
-        let mut module: Vec<String> = relative
-            .components()
-            .map(|part| part.as_os_str().to_string_lossy().into_owned())
-            .collect();
-        let is_folder = module.last().is_some_and(|name| name == "mod");
-        if is_folder {
-            module.pop();
-        }
-        if module == ["lib"] {
-            module.clear(); // the crate root names modules and imports nothing
-        }
         let text = fs::read_to_string(&path).unwrap();
-        Source {
-            path,
-            module,
-            is_folder,
-            text,
-        }
+        let relative = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        source(relative, text)
     });
     // Suites that a parent includes under cfg(test) are no part of the crate.
     let all: Vec<Source> = read.collect();
@@ -345,6 +329,28 @@ fn sources() -> Vec<Source> {
     all.into_iter()
         .filter(|source| !test_only.iter().any(|module| source.module.starts_with(module)))
         .collect()
+}
+
+/// Returns the file at this path in the repository, below `src/`.
+pub(crate) fn source(path: &Path, text: String) -> Source {
+    let relative = path.strip_prefix("src").unwrap().with_extension("");
+    let mut module: Vec<String> = relative
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned())
+        .collect();
+    let is_folder = module.last().is_some_and(|name| name == "mod");
+    if is_folder {
+        module.pop();
+    }
+    if module == ["lib"] {
+        module.clear(); // the crate root names modules and imports nothing
+    }
+    Source {
+        path: path.to_owned(),
+        module,
+        is_folder,
+        text,
+    }
 }
 
 fn test_modules(source: &Source) -> Vec<Vec<String>> {
@@ -361,7 +367,8 @@ fn test_modules(source: &Source) -> Vec<Vec<String>> {
         .collect()
 }
 
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+/// Adds the Rust files below a folder.
+pub(crate) fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.map(|entry| entry.unwrap().path()) {
         if path.is_dir() && !path.ends_with("node_modules") {
