@@ -239,3 +239,19 @@ async fn a_path_that_is_no_folder_is_a_refused_configuration() {
         "{verdicts:?}"
     );
 }
+
+#[tokio::test]
+async fn a_probe_makes_a_file_and_leaves_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = Files::new(settings(folder.path()));
+    assert!(files.probe().await.is_ok());
+    let export = folder.path().join("a/export");
+    assert_eq!(names(&export), [""; 0]);
+    // Nothing can be written where the name is taken, whoever runs the test.
+    fs::create_dir(export.join(".flagtap.probe")).unwrap();
+    let error = files.probe().await.unwrap_err();
+    assert!(
+        error.why.contains(".flagtap.probe") && error.remedy.contains("`path`"),
+        "{error:?}"
+    );
+}
