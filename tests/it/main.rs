@@ -18,6 +18,8 @@ mod limits;
 mod loss;
 mod passthrough;
 mod power_cut;
+#[cfg(feature = "pubsub")]
+mod pubsub;
 mod replay;
 mod sdks;
 mod setting_up;

@@ -22,6 +22,10 @@ use crate::export::{ExportEvent, envelope};
 
 mod connection;
 #[cfg(test)]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+#[path = "../../../tests/it/support/pubsub_emulator.rs"]
+mod emulator;
+#[cfg(test)]
 #[path = "../../../tests/it/support/pubsub_fake.rs"]
 mod fake;
 mod probe;
@@ -30,6 +34,10 @@ mod reading;
 mod settings;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+#[path = "../../../tests/it/support/tools.rs"]
+mod tools;
 mod verdict;
 
 pub use settings::{Attribute, Ordering, Settings, read};

@@ -3,6 +3,7 @@ use std::time::Duration;
 use prost::Message as _;
 
 use super::super::{Destination, Item, Verdict, contract};
+use super::emulator::Emulator;
 use super::fake::{Answer, FakePubsub, PublishRequest, PubsubMessage, code};
 use super::{Attribute, GooglePubsub, Ordering, Settings, ordering_key};
 
@@ -73,6 +74,38 @@ async fn keeps_the_contract_with_ordering_attributes_and_newlines() {
         ..settings(&fake)
     };
     contract::holds(&GooglePubsub::new(&settings)).await;
+}
+
+#[tokio::test]
+async fn keeps_the_contract_with_googles_emulator() {
+    let Some(emulator) = Emulator::start("google_pubsub") else {
+        return;
+    };
+    emulator.create_topic("ld-events");
+    let settings = Settings {
+        endpoint: Some(emulator.url()),
+        ..Settings::to("my-project", "ld-events")
+    };
+    let pubsub = GooglePubsub::new(&settings);
+    contract::holds(&pubsub).await;
+    assert!(pubsub.probe().await.unwrap().contains("the topic is there"));
+
+    let missing = Settings {
+        topic: "ld-missing".to_owned(),
+        ..settings
+    };
+    let pubsub = GooglePubsub::new(&missing);
+    let problem = pubsub.probe().await.unwrap_err();
+    assert!(
+        problem.why.contains("projects/my-project/topics/ld-missing"),
+        "{problem:?}"
+    );
+    assert!(problem.remedy.contains("`topic`"), "{problem:?}");
+    let verdicts = pubsub.send(&contract::items(&pubsub, 2)).await;
+    assert!(
+        verdicts.iter().all(|verdict| is_blocked(verdict, "NOT_FOUND")),
+        "{verdicts:?}"
+    );
 }
 
 #[tokio::test]
@@ -323,6 +356,32 @@ async fn one_ordering_key_in_trouble_is_no_trouble_of_the_others() {
         "the failed key is tried again, and not refused by the client"
     );
     assert!(received.iter().any(|publish| publish.request.messages.len() == 2));
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_given_up_and_the_next_try_is_the_same_on_a_new_connection() {
+    let fake = FakePubsub::answering([Answer::Taken, Answer::Hang, Answer::Taken]);
+    let pubsub = pubsub(&fake);
+    let items = contract::items(&pubsub, 2);
+    assert_eq!(pubsub.send(&items).await, vec![Verdict::Delivered; 2]);
+    assert_eq!(fake.connections(), 1);
+    tokio::time::pause();
+    let verdicts = pubsub.send(&items).await;
+    tokio::time::resume();
+    assert!(
+        verdicts.iter().all(|verdict| retries(verdict, "no answer in time")),
+        "{verdicts:?}"
+    );
+    assert_eq!(pubsub.send(&items).await, vec![Verdict::Delivered; 2]);
+    assert_eq!(fake.connections(), 2);
+    let received = fake.received();
+    assert_eq!(received.len(), 3);
+    assert_eq!(received[1].request, received[2].request);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_retried() {
+    assert!(retries(&verdict(2, Answer::Reset).await, ""));
 }
 
 #[tokio::test]

@@ -10,6 +10,11 @@ pub(crate) mod kinesis;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod moto;
+#[cfg(feature = "pubsub")]
+pub(crate) mod pubsub_emulator;
+#[cfg(feature = "pubsub")]
+#[allow(dead_code, reason = "the unit tests use the rest")]
+pub(crate) mod pubsub_fake;
 pub(crate) mod raw;
 pub(crate) mod recording;
 pub(crate) mod relay;

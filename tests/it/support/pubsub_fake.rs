@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -94,6 +95,8 @@ pub(crate) enum Answer {
     Http(u16, &'static str),
     /// A gRPC answer whose message is these bytes.
     Bytes(&'static [u8]),
+    /// The stream is reset: the messages may be there, and nobody heard of it.
+    Reset,
     /// Nothing, ever.
     Hang,
 }
@@ -107,6 +110,7 @@ pub(crate) mod code {
     pub(crate) const UNAVAILABLE: i32 = 14;
 }
 
+type Reply = Response<BoxBody<Bytes, Infallible>>;
 type Plan = Box<dyn FnMut(&Publish) -> Option<Answer> + Send>;
 type RestPlan = Box<dyn FnMut(&str, &str) -> Option<(u16, String)> + Send>;
 
@@ -115,6 +119,7 @@ struct State {
     rest: RestPlan,
     received: Vec<Publish>,
     unexpected: Vec<String>,
+    connections: usize,
 }
 
 /// The fake service. Dropping it judges what it saw.
@@ -144,6 +149,7 @@ impl FakePubsub {
             rest: Box::new(|_, _| None),
             received: Vec::new(),
             unexpected: Vec::new(),
+            connections: 0,
         }));
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -162,6 +168,7 @@ impl FakePubsub {
             let listener = TcpListener::from_std(std_listener).unwrap();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                serving.lock().unwrap().connections += 1;
                 let (state, acceptor) = (serving.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     match acceptor {
@@ -197,6 +204,11 @@ impl FakePubsub {
         format!("http://{}", self.address)
     }
 
+    /// Returns how many connections there were.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.lock().unwrap().connections
+    }
+
     /// Returns every publish so far, and forgets them.
     pub(crate) fn received(&self) -> Vec<Publish> {
         std::mem::take(&mut self.state.lock().unwrap().received)
@@ -218,7 +230,7 @@ impl Drop for FakePubsub {
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, state: Arc<Mutex<State>>) {
     let service = service_fn(move |request| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(request, &state).await) }
+        async move { answer(request, &state).await }
     });
     // Ends with the client.
     let _ = auto::Builder::new(TokioExecutor::new())
@@ -226,22 +238,19 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sta
         .await;
 }
 
-async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Response<BoxBody<Bytes, Infallible>> {
+async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> io::Result<Reply> {
     let (head, body) = request.into_parts();
-    let Ok(body) = body.collect().await else {
-        return http_answer(400, String::new());
-    };
-    let body = body.to_bytes();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     if head.uri.path() != "/google.pubsub.v1.Publisher/Publish" {
         let (method, path) = (head.method.as_str(), head.uri.path());
         let mut state = state.lock().unwrap();
-        return match (state.rest)(method, path) {
+        return Ok(match (state.rest)(method, path) {
             Some((status, body)) => http_answer(status, body),
             None => {
                 state.unexpected.push(format!("{method} {path}"));
                 http_answer(599, String::new())
             }
-        };
+        });
     }
     // A frame is a flag for compression, four bytes of length and the message.
     let request = PublishRequest::decode(body.slice(5..)).unwrap();
@@ -259,7 +268,8 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Response<Bo
         state.received.push(publish);
         answer
     };
-    match answer.unwrap_or_else(|| Answer::Error(code::UNIMPLEMENTED, "no plan expects this".to_owned())) {
+    let answer = answer.unwrap_or_else(|| Answer::Error(code::UNIMPLEMENTED, "no plan expects this".to_owned()));
+    Ok(match answer {
         Answer::Taken => taken((0..messages).map(|id| format!("id-{id}")).collect()),
         Answer::Ids(count) => taken((0..count).map(|id| format!("id-{id}")).collect()),
         Answer::EmptyIds => taken(vec![String::new(); messages]),
@@ -267,15 +277,16 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Response<Bo
         Answer::Detailed(code, name, value) => refused(code, "with a detail", Some((name, value))),
         Answer::Http(status, body) => http_answer(status, body.to_owned()),
         Answer::Bytes(message) => framed(message),
+        Answer::Reset => return Err(io::ErrorKind::ConnectionReset.into()),
         Answer::Hang => std::future::pending().await,
-    }
+    })
 }
 
-fn taken(message_ids: Vec<String>) -> Response<BoxBody<Bytes, Infallible>> {
+fn taken(message_ids: Vec<String>) -> Reply {
     framed(&PublishResponse { message_ids }.encode_to_vec())
 }
 
-fn framed(message: &[u8]) -> Response<BoxBody<Bytes, Infallible>> {
+fn framed(message: &[u8]) -> Reply {
     let mut frame = BytesMut::new();
     frame.put_u8(0);
     frame.put_u32(u32::try_from(message.len()).unwrap());
@@ -285,7 +296,7 @@ fn framed(message: &[u8]) -> Response<BoxBody<Bytes, Infallible>> {
     grpc_answer(BoxBody::new(body))
 }
 
-fn refused(code: i32, message: &str, detail: Option<(&str, Vec<u8>)>) -> Response<BoxBody<Bytes, Infallible>> {
+fn refused(code: i32, message: &str, detail: Option<(&str, Vec<u8>)>) -> Reply {
     let mut answer = grpc_answer(BoxBody::new(Full::default()));
     let headers = answer.headers_mut();
     headers.insert("grpc-status", code.into());
@@ -317,7 +328,7 @@ fn escaped(byte: u8) -> String {
     }
 }
 
-fn grpc_answer(body: BoxBody<Bytes, Infallible>) -> Response<BoxBody<Bytes, Infallible>> {
+fn grpc_answer(body: BoxBody<Bytes, Infallible>) -> Reply {
     let mut answer = Response::new(body);
     answer
         .headers_mut()
@@ -325,7 +336,7 @@ fn grpc_answer(body: BoxBody<Bytes, Infallible>) -> Response<BoxBody<Bytes, Infa
     answer
 }
 
-fn http_answer(status: u16, body: String) -> Response<BoxBody<Bytes, Infallible>> {
+fn http_answer(status: u16, body: String) -> Reply {
     let mut answer = Response::new(BoxBody::new(Full::from(body)));
     *answer.status_mut() = status.try_into().unwrap();
     answer
