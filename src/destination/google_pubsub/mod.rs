@@ -20,6 +20,8 @@ use sha2::{Digest, Sha256};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one_line};
 use crate::export::{ExportEvent, envelope};
 
+#[cfg(test)]
+mod access;
 mod connection;
 #[cfg(test)]
 #[allow(dead_code, reason = "the integration tests use the rest")]

@@ -19,13 +19,18 @@ const CREDENTIALS: &str = "look at `credentials_file`, or at the default credent
 
 /// Returns what works, or what does not and what to do about it.
 pub(super) async fn run(settings: &Settings, connection: &Connection) -> Result<String, ProbeError> {
-    match tokio::time::timeout(PATIENCE, ask(settings, connection)).await {
+    let found = match tokio::time::timeout(PATIENCE, ask(settings, connection)).await {
         Ok(found) => found,
         Err(_) => Err(failed(
             "no answer in time",
             "look at `endpoint`, the network and the metadata server",
         )),
+    };
+    if found.is_err() {
+        // What was wrong with the credentials may be mended by the next call.
+        connection.forget().await;
     }
+    found
 }
 
 async fn ask(settings: &Settings, connection: &Connection) -> Result<String, ProbeError> {

@@ -7,14 +7,14 @@ use super::emulator::Emulator;
 use super::fake::{Answer, FakePubsub, PublishRequest, PubsubMessage, code};
 use super::{Attribute, GooglePubsub, Ordering, Settings, ordering_key};
 
-fn settings(fake: &FakePubsub) -> Settings {
+pub(super) fn settings(fake: &FakePubsub) -> Settings {
     Settings {
         endpoint: Some(fake.url()),
         ..Settings::to("my-project", "ld-events")
     }
 }
 
-fn pubsub(fake: &FakePubsub) -> GooglePubsub {
+pub(super) fn pubsub(fake: &FakePubsub) -> GooglePubsub {
     GooglePubsub::new(&settings(fake))
 }
 
@@ -37,11 +37,11 @@ fn error(code: i32, message: &str) -> Answer {
     Answer::Error(code, message.to_owned())
 }
 
-fn retries(verdict: &Verdict, because: &str) -> bool {
+pub(super) fn retries(verdict: &Verdict, because: &str) -> bool {
     matches!(verdict, Verdict::Retry { why, .. } if why.contains(because))
 }
 
-fn is_blocked(verdict: &Verdict, because: &str) -> bool {
+pub(super) fn is_blocked(verdict: &Verdict, because: &str) -> bool {
     matches!(verdict, Verdict::Blocked { why } if why.contains(because))
 }
 
