@@ -24,7 +24,7 @@ const PASSWORD: &str = "s3cret-of-the-proxy";
 
 /// What a proxy makes of `CONNECT`.
 #[derive(Clone, Copy)]
-enum Policy {
+pub(crate) enum Policy {
     /// Opens a tunnel to this address, whatever was asked for.
     Tunnel(SocketAddr),
     /// Answers with this status and closes.
@@ -32,14 +32,14 @@ enum Policy {
 }
 
 /// A proxy that knows `CONNECT` and keeps the heads it was sent.
-struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<(String, Headers)>>>,
     stopped: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    fn start(policy: Policy) -> Self {
+    pub(crate) fn start(policy: Policy) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Self {
             address: listener.local_addr().unwrap(),
@@ -60,7 +60,7 @@ impl Proxy {
         proxy
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
@@ -68,7 +68,7 @@ impl Proxy {
         format!("http://{USER}:{PASSWORD}@{}", self.address)
     }
 
-    fn heads(&self) -> Vec<(String, Headers)> {
+    pub(crate) fn heads(&self) -> Vec<(String, Headers)> {
         self.heads.lock().unwrap().clone()
     }
 }

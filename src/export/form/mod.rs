@@ -12,6 +12,8 @@ use crate::export::{ExportEvent, Member, Members, envelope};
 use crate::section::Section;
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests;
 mod to_contexts;
 mod to_users;

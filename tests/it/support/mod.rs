@@ -3,6 +3,7 @@
 //! Everything here is blocking and owns its threads, so that a test reads from top to bottom and nothing it measures
 //! shares an executor with it. Fakes fail the test at its end on anything they did not expect.
 
+pub(crate) mod event_hubs;
 pub(crate) mod eventually;
 pub(crate) mod export;
 pub(crate) mod http1;
@@ -22,6 +23,7 @@ pub(crate) mod tls;
 pub(crate) mod tools;
 pub(crate) mod upstream;
 pub(crate) mod volume;
+pub(crate) mod webhook;
 
 pub(crate) use eventually::eventually;
 pub(crate) use raw::{Connection, request};
