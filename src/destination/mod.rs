@@ -243,8 +243,11 @@ fn line(event: &ExportEvent<'_>, form: &Form) -> Encoded {
 /// Returns a record as one line. Line breaks that the SDK (or whoever posed as one) wrote between tokens become spaces:
 /// otherwise the text between them would pass for records of its own. JSON has none within tokens.
 fn on_one_line(mut record: Vec<u8>) -> Vec<u8> {
-    for byte in record.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
-        *byte = b' ';
+    // Asked first, because SDKs write none and a search is many times faster than a loop that may write.
+    if record.contains(&b'\n') || record.contains(&b'\r') {
+        for byte in record.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+            *byte = b' ';
+        }
     }
     record.push(b'\n');
     record

@@ -55,6 +55,9 @@ const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// do not wait.
 const LINGER: Duration = Duration::from_millis(100);
 
+/// Events encoded between two looks at everything else: a fraction of a millisecond.
+const ENCODED_AT_ONCE: usize = 64;
+
 /// The two ways to end a drain. The caller cancels `soft` once nothing is appended any more, and `hard` when the time
 /// left is only enough to note what was delivered (it takes up to a second for an answer, and a commit).
 #[derive(Clone, Debug, Default)]
@@ -237,6 +240,9 @@ impl Task {
                 key: &waiting.item.key,
             });
             let request = pack::fill(loads, limits);
+            if !request.full && self.window.has_unopened() {
+                return None;
+            }
             if !request.full && self.flights.count() > 0 {
                 let first = self.window.due(now).map(|waiting| waiting.due).min();
                 let lingered = first.map(|first| first + LINGER);
@@ -305,29 +311,32 @@ impl Task {
             () = self.flights.answered() => {}
             () = tokio::time::sleep_until(wake.unwrap_or(now + IDLE_INTERVAL)) => {}
             read = self.consumer.next(limit), if room.is_some() => match read {
-                Ok(records) => self.take_in(records, limits).await,
+                Ok(records) => self.take_in(records),
                 Err(ConsumeError::Closed) => return Err(Ending::QueueClosed),
                 Err(ConsumeError::Unavailable { why }) => self.queue_failed(&why),
             },
+            // Last, so that answers are heard and the next records are read while these are encoded.
+            () = tokio::task::yield_now(), if self.window.has_unopened() => self.encode(limits),
         }
         Ok(())
     }
 
-    async fn take_in(&mut self, records: Vec<(Position, Record)>, limits: Limits) {
+    fn take_in(&mut self, records: Vec<(Position, Record)>) {
         self.reporter.queue_works();
-        let now = Instant::now();
         if records.is_empty() {
             // A consumer waits for records; one that returns without any must not be asked in a busy loop.
-            self.read_from = now + Duration::from_millis(10);
-            return;
+            self.read_from = Instant::now() + Duration::from_millis(10);
         }
-        for (position, record) in records {
-            let service = &self.service;
-            self.window.take_in(position, record, |record, event| {
-                service.prepare(record, event, limits, now)
-            });
-            // Encoding is quick, but a read can hold thousands of events.
-            self.flights.meanwhile(tokio::task::yield_now()).await;
+        self.window.take_in(records);
+    }
+
+    /// Encodes some of the events that were read.
+    fn encode(&mut self, limits: Limits) {
+        let (service, now, mut events) = (&self.service, Instant::now(), 0);
+        while events < ENCODED_AT_ONCE && self.window.has_unopened() {
+            events += self
+                .window
+                .open(|record, event| service.prepare(record, event, limits, now));
         }
     }
 

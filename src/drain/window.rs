@@ -58,6 +58,8 @@ struct Held {
 /// The window.
 #[derive(Debug, Default)]
 pub(super) struct Window {
+    /// Read after all that is held, and not looked at yet.
+    unopened: VecDeque<(Position, Record)>,
     held: VecDeque<Held>,
     /// The number of the first record held.
     first: usize,
@@ -79,14 +81,27 @@ impl Window {
         }
     }
 
-    /// Takes in a record; `state` is asked for the state of each event that an earlier run did not settle.
-    pub(super) fn take_in(
-        &mut self,
-        position: Position,
-        record: Record,
-        mut state: impl FnMut(&Record, &RecordEvent) -> Slot,
-    ) {
-        // Positions only grow: what is remembered of earlier ones was evicted or has become unreadable.
+    /// Takes in records, to be [`open`](Self::open)ed one by one.
+    pub(super) fn take_in(&mut self, records: Vec<(Position, Record)>) {
+        for (_, record) in &records {
+            self.events += record.events.len();
+            self.bytes += bytes(record);
+        }
+        self.unopened.extend(records);
+    }
+
+    /// Returns true while records are not opened.
+    pub(super) fn has_unopened(&self) -> bool {
+        !self.unopened.is_empty()
+    }
+
+    /// Opens the next record; `state` is asked for the state of each event that an earlier run did not settle. Returns
+    /// how many events it has.
+    pub(super) fn open(&mut self, mut state: impl FnMut(&Record, &RecordEvent) -> Slot) -> usize {
+        let Some((position, record)) = self.unopened.pop_front() else {
+            return 0;
+        };
+        // Positions only grow: what is remembered of earlier ones was evicted or has become unopenedable.
         let fates = if self.remembered.is_empty() {
             Vec::new()
         } else {
@@ -104,18 +119,17 @@ impl Window {
         let waiting = count(|slot| matches!(slot, Slot::Waiting(_)));
         let dying = count(|slot| matches!(slot, Slot::Dying(_)));
         self.dirty |= waiting < slots.len() || slots.is_empty();
-        self.events += slots.len();
         self.dying += dying;
-        let bytes = record.events.iter().map(|event| event.json.len()).sum();
-        self.bytes += bytes;
+        let events = slots.len();
         self.held.push_back(Held {
             position,
+            bytes: bytes(&record),
             record,
             slots,
-            bytes,
             waiting,
             unsettled: waiting + dying,
         });
+        events
     }
 
     /// Returns how much may be read now: up to `limit` in all, nothing once it is reached.
@@ -128,7 +142,7 @@ impl Window {
 
     /// Returns true while nothing is held.
     pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && self.unopened.is_empty()
     }
 
     /// Returns how many events were sent before and are not settled.
@@ -323,6 +337,10 @@ fn add_up(ended: &mut BTreeMap<(String, Fate), u64>, run: Option<(String, Fate, 
     if let Some((environment, fate, events)) = run {
         *ended.entry((environment, fate)).or_insert(0) += events;
     }
+}
+
+fn bytes(record: &Record) -> usize {
+    record.events.iter().map(|event| event.json.len()).sum()
 }
 
 fn fate(slot: &Slot) -> Option<Fate> {

@@ -3,18 +3,16 @@
 //! Owns [`ExportEvent`], the view of an event that destinations encode, and [`Members`], the byte-preserving look into
 //! an event's JSON that everything here and in the destinations shares. Nothing here re-encodes an SDK's value.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
 use crate::event::Kind;
 use crate::record::{Record, RecordEvent};
 
 pub mod envelope;
 pub mod form;
 pub mod id;
+mod members;
 pub mod selection;
+
+pub use self::members::{Member, Members};
 
 /// An event as destinations see it: the SDK's bytes and all that the export envelope adds.
 #[derive(Clone, Copy, Debug)]
@@ -80,131 +78,4 @@ pub fn contexts(json: &str) -> Option<Vec<(&str, &str)>> {
         .map(|member| Some((member.name, Members::of(member.value)?.get("key")?)))
         .collect::<Option<_>>()?;
     (!contexts.is_empty()).then_some(contexts)
-}
-
-/// The top-level members of a JSON object, each as the bytes it was written with.
-///
-/// Values are not parsed, only checked and spanned, so any number, depth or escape is as good as another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Members<'a> {
-    members: Vec<Member<'a>>,
-}
-
-/// One member of a JSON object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
-    /// The name as written, quotes and escapes included.
-    pub name: &'a str,
-    /// The value as written, without whitespace around it.
-    pub value: &'a str,
-}
-
-impl<'a> Members<'a> {
-    /// Returns the members of the object that `json` is; `None` if it is no object or no valid JSON.
-    pub fn of(json: &'a str) -> Option<Self> {
-        // Said first because the visitor would otherwise be asked to make sense of a number or an array.
-        if !json.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-            return None;
-        }
-        serde_json::from_str(json).ok()
-    }
-
-    /// Returns the value with this name as it was written. Of duplicates the last counts, as for most JSON readers.
-    pub fn get(&self, name: &str) -> Option<&'a str> {
-        self.members
-            .iter()
-            .rfind(|member| member.is(name))
-            .map(|member| member.value)
-    }
-
-    /// Returns all members in their order, duplicates included.
-    pub fn iter(&self) -> std::slice::Iter<'_, Member<'a>> {
-        self.members.iter()
-    }
-}
-
-impl Member<'_> {
-    /// Returns true if this member's name is `name`, however it was escaped.
-    pub fn is(&self, name: &str) -> bool {
-        let quoted = self.name.get(1..self.name.len() - 1).unwrap_or_default();
-        if quoted.contains('\\') {
-            serde_json::from_str::<String>(self.name).is_ok_and(|text| text == name)
-        } else {
-            quoted == name
-        }
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(MembersVisitor)
-    }
-}
-
-struct MembersVisitor;
-
-impl<'de> Visitor<'de> for MembersVisitor {
-    type Value = Members<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        // SDKs' events have up to a dozen members.
-        let mut members = Vec::with_capacity(12);
-        while let Some((name, value)) = map.next_entry::<&'de RawValue, &'de RawValue>()? {
-            members.push(Member {
-                name: name.get(),
-                value: value.get(),
-            });
-        }
-        Ok(Members { members })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn members_keep_the_bytes_of_names_and_values() {
-        let json = "{ \"a\\u0062\" : 1e-07 ,\n\"c\":{\"d\" :[ 9007199254740993 ] }, \"e\":\"\\ud800\" }";
-        let members = Members::of(json).unwrap();
-        let texts: Vec<_> = members.iter().map(|member| (member.name, member.value)).collect();
-        assert_eq!(
-            texts,
-            [
-                ("\"a\\u0062\"", "1e-07"),
-                ("\"c\"", "{\"d\" :[ 9007199254740993 ] }"),
-                ("\"e\"", "\"\\ud800\""),
-            ]
-        );
-        assert_eq!(members.get("ab"), Some("1e-07"));
-        assert_eq!(members.get("b"), None);
-    }
-
-    #[test]
-    fn the_last_of_duplicate_members_counts() {
-        assert_eq!(Members::of(r#"{"a":1,"a":2}"#).unwrap().get("a"), Some("2"));
-    }
-
-    #[test]
-    fn only_a_whole_object_has_members() {
-        for json in [
-            "",
-            "[]",
-            "1",
-            "null",
-            "\"{}\"",
-            "{",
-            "{}x",
-            "{\"a\"}",
-            "{\"a\":01}",
-            "{a:1}",
-        ] {
-            assert_eq!(Members::of(json), None, "{json}");
-        }
-        assert_eq!(Members::of(" {} "), Some(Members::default()));
-    }
 }

@@ -127,7 +127,7 @@ impl Folder {
         if self.part.as_ref().is_none_or(Part::has_vanished) {
             self.part = Some(self.begin()?);
         }
-        let text: Vec<u8> = new.iter().flat_map(|line| &line.body).copied().collect();
+        let text = new.iter().map(|line| line.body.as_ref()).collect::<Vec<_>>().concat();
         if let Some(part) = &mut self.part {
             part.append(&text).map_err(Trouble::at("write to", &part.path))?;
         }

@@ -1,12 +1,13 @@
 //! One destination's reader: decides what to read next, reads on a blocking thread, and takes the outcome in.
 //!
-//! Cancel-safe: what a dropped read found is thrown away, and the ledger moves only in the step that returns.
+//! Cancel-safe: a read whose caller was called away is kept for when it comes back, and the ledger moves only in the step
+//! that returns.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tokio::task;
+use tokio::task::{self, JoinHandle};
 
 use super::generation::{Failure, Slot};
 use super::reader::{self, End};
@@ -19,6 +20,14 @@ pub(super) struct SledConsumer {
     name: String,
     link: Link,
     horizon: watch::Receiver<Horizon>,
+    /// The read that is under way or that nobody has fetched.
+    reading: Option<Reading>,
+}
+
+struct Reading {
+    plan: Plan,
+    limit: Limit,
+    task: JoinHandle<Result<Progress, Failure>>,
 }
 
 /// The next read.
@@ -36,14 +45,27 @@ impl SledConsumer {
             name: name.to_owned(),
             horizon: link.shared.horizon.subscribe(),
             link,
+            reading: None,
         }
     }
 
-    async fn read(&self, plan: &Plan, limit: Limit) -> Result<Progress, Failure> {
-        let (shared, name, plan) = (Arc::clone(&self.link.shared), self.name.clone(), plan.clone());
-        let read = task::spawn_blocking(move || read(&shared, &name, &plan, limit));
-        read.await
-            .unwrap_or_else(|error| Err(Failure::Damaged(format!("reading panicked: {error}"))))
+    async fn read(&mut self, plan: &Plan, limit: Limit) -> Result<Progress, Failure> {
+        let fits = |reading: &Reading| {
+            let same = reading.plan.from == plan.from && Arc::ptr_eq(&reading.plan.slot, &plan.slot);
+            same && reading.limit.records <= limit.records && reading.limit.bytes <= limit.bytes
+        };
+        let kept = self.reading.take().filter(fits);
+        let reading = self.reading.insert(kept.unwrap_or_else(|| {
+            let (shared, name, plan) = (Arc::clone(&self.link.shared), self.name.clone(), plan.clone());
+            Reading {
+                plan: plan.clone(),
+                limit,
+                task: task::spawn_blocking(move || read(&shared, &name, &plan, limit)),
+            }
+        }));
+        let read = (&mut reading.task).await;
+        self.reading = None;
+        read.unwrap_or_else(|error| Err(Failure::Damaged(format!("reading panicked: {error}"))))
     }
 }
 
