@@ -17,10 +17,10 @@ fmt:
 demo:
 	cargo run -- demo
 
-# Relay beside nginx, queue beside a plain file, memory. Takes about ten minutes after the build.
+# Relay beside nginx, queue beside a plain file, memory, delivery of a backlog. Takes about twelve minutes after the build.
 bench:
 	./scripts/setup-bench.sh
-	cargo bench --bench relay --bench queue --bench memory
+	cargo bench --bench relay --bench queue --bench memory --bench drain
 
 # The pages that are generated from the code.
 docs:
