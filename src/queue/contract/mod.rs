@@ -2,6 +2,7 @@
 //!
 //! Knows the traits only. A test gets a [`Rig`]: an engine in a directory of its own, with a clock that it moves.
 
+mod letters;
 mod model;
 mod promises;
 mod reopening;
@@ -22,6 +23,7 @@ use crate::queue::{
 };
 use crate::record::{Origin, Record, RecordEvent};
 
+pub(crate) use self::letters::*;
 pub(crate) use self::model::*;
 pub(crate) use self::promises::*;
 pub(crate) use self::reopening::*;

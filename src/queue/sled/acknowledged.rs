@@ -19,6 +19,9 @@ use super::layout;
 use crate::queue::Totals;
 use crate::record::wire::{Malformed, Put, Take};
 
+/// The file's name in the queue's directory.
+pub(super) const FILE: &str = "acknowledged";
+
 const PLACE: u64 = 64 << 10;
 
 /// What was acknowledged.
@@ -47,10 +50,17 @@ impl Acknowledged {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = open_file(path, options.create(true).read(true).write(true).truncate(false))?;
-        let places = [0, PLACE].map(|offset| read(&file, offset));
-        let newest = places.into_iter().flatten().max_by_key(|(number, _)| *number);
-        let (number, known) = newest.unwrap_or_default();
+        let (number, known) = newest(&file);
         Ok(Self { file, number, known })
+    }
+
+    /// Returns what the file says, without opening it for writing; nothing known if there is none.
+    pub(super) fn look(path: &Path) -> io::Result<Known> {
+        match File::open(path) {
+            Ok(file) => Ok(newest(&file).1),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns what the file said when it was opened, or was told since.
@@ -90,6 +100,12 @@ impl Acknowledged {
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+fn newest(file: &File) -> (u64, Known) {
+    let places = [0, PLACE].map(|offset| read(file, offset));
+    let newest = places.into_iter().flatten().max_by_key(|(number, _)| *number);
+    newest.unwrap_or_default()
 }
 
 fn read(file: &File, offset: u64) -> Option<(u64, Known)> {

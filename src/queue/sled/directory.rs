@@ -89,28 +89,15 @@ impl Directory {
 
     /// Returns the first positions of the generations, in order.
     pub(super) fn generations(&self) -> io::Result<Vec<u64>> {
-        let mut firsts = Vec::new();
-        for entry in fs::read_dir(self.root.join("generations"))? {
-            let name = entry?.file_name();
-            match name
-                .to_str()
-                .filter(|name| name.len() == 20)
-                .and_then(|name| name.parse().ok())
-            {
-                Some(first) => firsts.push(first),
-                None => warn!(?name, "not a part of the queue, left alone"),
-            }
-        }
-        firsts.sort_unstable();
-        Ok(firsts)
+        generations(&self.root)
     }
 
     pub(super) fn generation(&self, first: u64) -> PathBuf {
-        self.root.join("generations").join(format!("{first:020}"))
+        generation(&self.root, first)
     }
 
     pub(super) fn acknowledged(&self) -> PathBuf {
-        self.root.join("acknowledged")
+        self.root.join(super::acknowledged::FILE)
     }
 
     pub(super) fn dead_letters(&self) -> PathBuf {
@@ -193,11 +180,47 @@ impl Directory {
 
 /// Returns whether a file FORMAT was written by another version: a whole line as FORMAT's with another number. Anything else
 /// is damage, which need not be believed, because every part of the queue has a checksum of its own.
-fn is_of_another_version(found: &[u8]) -> bool {
+pub(super) fn is_of_another_version(found: &[u8]) -> bool {
     let name = FORMAT.trim_end_matches(['1', '\n']).as_bytes();
     let number = found.strip_prefix(name).and_then(|rest| rest.strip_suffix(b"\n"));
     found != FORMAT.as_bytes()
         && number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+}
+
+/// Returns the first positions of a queue's generations, in order.
+pub(super) fn generations(root: &Path) -> io::Result<Vec<u64>> {
+    let mut firsts = Vec::new();
+    for entry in fs::read_dir(root.join("generations"))? {
+        let name = entry?.file_name();
+        match name
+            .to_str()
+            .filter(|name| name.len() == 20)
+            .and_then(|name| name.parse().ok())
+        {
+            Some(first) => firsts.push(first),
+            None => warn!(?name, "not a part of the queue, left alone"),
+        }
+    }
+    firsts.sort_unstable();
+    Ok(firsts)
+}
+
+/// Returns the place of a generation.
+pub(super) fn generation(root: &Path, first: u64) -> PathBuf {
+    root.join("generations").join(format!("{first:020}"))
+}
+
+/// Returns whether a process has the queue open. Writes nothing, and holds the lock for no longer than the question takes.
+pub(super) fn is_in_use(root: &Path) -> io::Result<bool> {
+    match File::open(root.join("lock")) {
+        Ok(lock) => match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a directory that only this user can enter, and its parents.

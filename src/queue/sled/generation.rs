@@ -158,7 +158,7 @@ impl Generation {
         Ok(generation)
     }
 
-    fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         // A database that is not there would be made anew, and look like an empty one.
         if !path.join("db").exists() {
             return Err(Failure::Damaged("its database file is missing".to_owned()));

@@ -13,13 +13,17 @@ mod consumer;
 mod dead_letters;
 mod directory;
 mod generation;
+pub mod inspect;
 mod layout;
 mod limits;
 mod open;
 mod reader;
+pub mod repair;
+mod scratch;
 mod store;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writer;
 
 use std::collections::{BTreeMap, HashSet};

@@ -137,7 +137,7 @@ impl Store {
 impl Loaded {
     /// Takes in what was acknowledged and is not here. Returns whether the end of the log is among it: then nothing may be
     /// written behind what is left.
-    fn miss(&mut self, known: &Known) -> bool {
+    pub(super) fn miss(&mut self, known: &Known) -> bool {
         for name in &known.names {
             let found = self.cursors.iter().map(|(name, _)| name).chain(&self.broken);
             if !found.into_iter().any(|found| found == name) {
@@ -234,7 +234,12 @@ impl Found {
 }
 
 /// Returns the ledger of a queue with the generations `starts`; the log began with `oldest` before any was set aside.
-fn ledger(loaded: &Loaded, starts: &BTreeMap<u64, Start>, oldest: Option<&Start>, destinations: &[String]) -> Ledger {
+pub(super) fn ledger(
+    loaded: &Loaded,
+    starts: &BTreeMap<u64, Start>,
+    oldest: Option<&Start>,
+    destinations: &[String],
+) -> Ledger {
     let state = &loaded.state;
     // If damage took the state further back than a cursor, positions would be given twice and passed over.
     let tail = loaded.cursors.iter().map(|(_, cursor)| cursor.position).max();

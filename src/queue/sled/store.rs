@@ -181,6 +181,7 @@ impl Store {
         }
         let requeued: Vec<(Position, u32)> = found.iter().map(|letter| (letter.position, letter.index)).collect();
         if !requeued.is_empty() {
+            self.expect_no_letters();
             self.dead_letters.remove(name, &requeued).map_err(failed)?;
         }
         Ok(requeued)
