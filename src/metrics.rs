@@ -1,7 +1,8 @@
 //! Every metric flagtap has, declared once: name, labels and help text. `docs/metrics.md` is generated from here.
 //!
 //! There is no global recorder: a [`Metrics`] is passed to whoever counts, so tests have their own. Label values are
-//! enums, route templates or configured names, never anything from traffic.
+//! enums, route templates or configured names, never anything from traffic but the versions of known SDKs, which are
+//! digits and bounded in number.
 //!
 //! The counters satisfy, per environment and once no request is in flight,
 //! `received = filtered + duplicate + queued + not_teed`, and per environment and destination
@@ -58,7 +59,8 @@ inventory! {
     BATCHES_DUPLICATE: Counter "flagtap_batches_duplicate_total" ["environment"] "Batches recognised as an SDK's retry.";
     BATCHES_QUEUED: Counter "flagtap_batches_queued_total" ["environment"] "Batches appended to the queue.";
     BATCHES_NOT_TEED: Counter "flagtap_batches_not_teed_total" ["environment", "reason"] "Batches that passed through without a copy, by reason.";
-    EVENTS_RECEIVED: Counter "flagtap_events_received_total" ["environment"] "Events in decoded batches. Every one is in exactly one of the next four.";
+    EVENTS_RECEIVED: Counter "flagtap_events_received_total" ["environment"] "Events in decoded batches. Every one is in exactly one of filtered, duplicate, queued and not teed.";
+    EVENTS_BY_SDK: Counter "flagtap_events_received_by_sdk_total" ["sdk", "version", "support"] "The same events by who sent them; `support` is `too_old` for SDKs older than Data Export asks for. At most 64 pairs of SDK and version, then `other`.";
     EVENTS_FILTERED: Counter "flagtap_events_filtered_total" ["environment", "reason"] "Events that the export settings leave out, by reason.";
     EVENTS_DUPLICATE: Counter "flagtap_events_duplicate_total" ["environment"] "Selected events of batches recognised as an SDK's retry.";
     EVENTS_QUEUED: Counter "flagtap_events_queued_total" ["environment"] "Events appended to the queue.";

@@ -7,6 +7,7 @@ use http::{HeaderMap, Method};
 
 use crate::event::{Event, Schema};
 
+pub mod census;
 pub mod launchdarkly;
 
 /// What a request is to the relay.
@@ -77,6 +78,39 @@ pub struct Batch {
     pub events: Vec<Event>,
 }
 
+/// An SDK as its user agent names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sdk {
+    /// Its name, from a closed list; `unknown` for what is not in it.
+    pub name: &'static str,
+    /// Its version, digits and dots; empty if not known.
+    pub version: String,
+    /// Whether the export works with it.
+    pub support: Support,
+}
+
+/// Whether the export works with an SDK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Support {
+    /// It does.
+    Supported,
+    /// Older than the platform's own export asks for.
+    TooOld,
+    /// Its name or version cannot be read.
+    Unknown,
+}
+
+impl Support {
+    /// Returns the value of the metric label `support`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Supported => "supported",
+            Self::TooOld => "too_old",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Why a captured body gave no batch. The request was forwarded all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -124,6 +158,9 @@ pub trait Platform: Send + Sync {
 
     /// Returns the batch in a captured request. Pure.
     fn decode(&self, captured: &Captured<'_>) -> Result<Batch, DecodeError>;
+
+    /// Returns which SDK [`Batch::sdk`] names.
+    fn sdk(&self, text: &str) -> Sdk;
 
     /// Returns the key by which a repetition of this request is recognised, and whether it is the SDK's payload id
     /// (true) or a hash of credential and body (false).

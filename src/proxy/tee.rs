@@ -15,6 +15,7 @@ use crate::event::Schema;
 use crate::export::selection::{Judgement as Selected, Selection};
 use crate::inflate::{RATIO, RATIO_FREE_BYTES};
 use crate::metrics::{self as inventory, Metrics};
+use crate::platform::census::Census;
 use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform};
 use crate::proxy::{Judgement, Notices, When};
 use crate::queue::{Appended, Entry, Mark, Queue};
@@ -87,6 +88,7 @@ pub struct Tee {
     environments: Vec<(TeeEnvironment, Counters)>,
     settings: TeeSettings,
     metrics: Arc<Metrics>,
+    census: Arc<Census>,
     /// What decoded batches may take until they are in the queue, in units of [`UNIT`]: a body grows when it is inflated
     /// and split, by far more than its own bytes.
     decoded: Semaphore,
@@ -146,11 +148,16 @@ impl Tee {
             queue,
             environments,
             settings,
+            census: Arc::new(Census::new(Arc::clone(&metrics))),
             metrics,
-
             decoded: Semaphore::new(settings.decoded_bytes / UNIT),
             notices: Notices::default(),
         }
+    }
+
+    /// Returns who sends events.
+    pub fn census(&self) -> Arc<Census> {
+        Arc::clone(&self.census)
     }
 
     /// Counts a batch that was not captured.
@@ -210,6 +217,8 @@ impl Tee {
         };
         counters.batches_received.increment(1);
         counters.events_received.increment(batch.events.len() as u64);
+        self.census
+            .count(self.platform.sdk(&batch.sdk), batch.events.len() as u64);
         let events = self.select(environment, batch.schema, &batch);
         if events.is_empty() {
             counters.batches_filtered.increment(1);

@@ -9,7 +9,7 @@ use std::fmt;
 use http::{HeaderMap, Method};
 
 use crate::inflate::InflateLimits;
-use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform, Route};
+use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform, Route, Sdk};
 
 mod beacon;
 mod credentials;
@@ -17,6 +17,7 @@ mod decode;
 mod fingerprint;
 mod headers;
 mod routes;
+mod sdks;
 
 pub use self::credentials::EnvironmentCredentials;
 use self::credentials::Keyring;
@@ -67,6 +68,10 @@ impl Platform for LaunchDarkly {
 
     fn decode(&self, captured: &Captured<'_>) -> Result<Batch, DecodeError> {
         decode::decode(captured, self.limits)
+    }
+
+    fn sdk(&self, text: &str) -> Sdk {
+        sdks::sdk(text)
     }
 
     fn fingerprint(&self, captured: &Captured<'_>, environment: usize) -> Fingerprint {
