@@ -18,13 +18,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::{self, Telemetry};
+use crate::admin;
+use crate::admin::api::{self, Api};
+use crate::admin::telemetry::{self, Telemetry};
 use crate::config::{self, Config, Engine, Environment};
 use crate::drain;
 use crate::export::selection::{self, Selection};
@@ -69,6 +72,8 @@ pub struct App {
     pub relay: SocketAddr,
     /// Where the telemetry port listens.
     pub telemetry: SocketAddr,
+    /// Where the admin port listens, if it does.
+    pub admin: Option<SocketAddr>,
     metrics: Arc<Metrics>,
     queue: Arc<Observed>,
     drains: Drains,
@@ -97,8 +102,10 @@ impl App {
         let tls = config.listen.tls.as_ref().map(tls).transpose()?.map(Arc::new);
         let listener = bind(config.listen.address, "listen").await?;
         let telemetry_listener = bind(config.telemetry, "telemetry").await?;
+        let admin_listener = bind_admin(&config).await;
         let relay = listener.local_addr()?;
         let telemetry = telemetry_listener.local_addr()?;
+        let admin = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
 
         let destinations = destinations(&config).await;
         let names: Vec<String> = config
@@ -125,6 +132,7 @@ impl App {
             tee_settings(&config),
             Arc::clone(&metrics),
         );
+        let census = tee.census();
         let batches = TaskTracker::new();
         let settings = relay_settings(&config);
         let handler = Relay::new(platform, upstream, tee, settings, batches.clone(), Arc::clone(&metrics));
@@ -150,7 +158,23 @@ impl App {
                 Box::new(move || status::document(&queue.stats(), &shown))
             },
         });
-        helpers.spawn(admin::serve(telemetry_listener, shown, stop_helpers.clone()));
+        let routes = telemetry::routes(shown);
+        helpers.spawn(admin::serve(telemetry_listener, routes, stop_helpers.clone()));
+        if let (Some(listener), Some(settings)) = (admin_listener, &config.admin) {
+            let (of_status, shown) = (Arc::clone(&queue), drains.statuses());
+            let environments = status::environments(&config);
+            let routes = api::routes(Arc::new(Api {
+                listen: settings.listen,
+                hosts: settings.hosts.clone(),
+                token: settings.token.clone(),
+                queue: Arc::clone(&queue) as Arc<dyn Queue>,
+                status: Box::new(move || {
+                    status::whole(&of_status.stats(), &shown, &census.counted(), environments.clone())
+                }),
+                changing: Semaphore::new(1),
+            }));
+            helpers.spawn(admin::serve(listener, routes, stop_helpers.clone()));
+        }
         let connections = Arc::new(AtomicUsize::new(0));
         let listening = Listening {
             tls,
@@ -160,10 +184,11 @@ impl App {
             grace: connections_part(config.shutdown.reserve),
         };
         let serving = tokio::spawn(listen::serve(listener, stack, listening, Arc::clone(&metrics)));
-        info!(%relay, %telemetry, "listening");
+        info!(%relay, %telemetry, admin = admin.map(display), "listening");
         Ok(Self {
             relay,
             telemetry,
+            admin,
             metrics,
             queue,
             drains,
@@ -315,6 +340,18 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     listen::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address} (`{key}`)"))
+}
+
+/// The admin port is a help: that another process has it must not keep the relay from its traffic.
+async fn bind_admin(config: &Config) -> Option<TcpListener> {
+    let address = config.admin.as_ref()?.listen;
+    match listen::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            warn!(%address, %error, "cannot listen on the admin port (`admin.listen`), going on without it");
+            None
+        }
+    }
 }
 
 fn engine(config: &Config, destinations: &[String]) -> Arc<dyn Queue> {

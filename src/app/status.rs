@@ -5,8 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use crate::config::{Config, Environment};
 use crate::drain::{DrainStatus, State};
-use crate::queue::Stats;
+use crate::platform::Support;
+use crate::platform::census::Counted;
+use crate::queue::{ConsumerStats, PartStats, Stats};
+use crate::secret::Secret;
 
 /// Returns the status as JSON: names and numbers, never event data.
 pub(super) fn document(stats: &Stats, drains: &[(String, Arc<DrainStatus>)]) -> Value {
@@ -30,6 +34,60 @@ pub(super) fn document(stats: &Stats, drains: &[(String, Arc<DrainStatus>)]) -> 
             "cursors_without_destination": unconfigured,
         },
         "destinations": destinations,
+    })
+}
+
+/// Returns everything that is known, as JSON: what [`document`] says, where everything is, who sends events, and what is
+/// configured; credentials masked.
+pub(super) fn whole(
+    stats: &Stats,
+    drains: &[(String, Arc<DrainStatus>)],
+    sdks: &[Counted],
+    environments: Value,
+) -> Value {
+    let mut document = document(stats, drains);
+    document["environments"] = environments;
+    document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes);
+    let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time(UNIX_EPOCH + Duration::from_millis(part.created_ms)) });
+    document["queue"]["parts"] = stats.parts.iter().map(part).collect();
+    document["queue"]["cursors"] = stats.consumers.iter().map(cursor).collect();
+    document["queue"]["dead_letters"] = (stats.dead_letters.iter())
+        .map(|(name, letters)| (name.clone(), json!(letters)))
+        .collect::<Map<_, _>>()
+        .into();
+    let line = |line: &Counted| json!({ "sdk": line.sdk, "version": line.version, "support": line.support.as_str(), "events": line.events });
+    document["sdks"] = sdks.iter().map(line).collect();
+    document["sdks_too_old"] = (sdks.iter())
+        .filter(|line| line.support == Support::TooOld)
+        .map(|line| json!(format!("{} {}", line.sdk, line.version)))
+        .collect();
+    document
+}
+
+/// Returns what is configured of the environments: credentials by their last four characters.
+pub(super) fn environments(config: &Config) -> Value {
+    let masked = |keys: &[Secret]| -> Vec<String> { keys.iter().map(Secret::last_four).collect() };
+    let environment = |environment: &Environment| {
+        let credentials = environment.credentials.as_ref().map(|credentials| {
+            json!({
+                "sdk_keys": masked(&credentials.sdk_keys), "mobile_keys": masked(&credentials.mobile_keys),
+                "client_side_ids": credentials.client_side_ids,
+            })
+        });
+        json!({ "name": environment.name, "credentials": credentials, "destinations": environment.destinations })
+    };
+    config.environments.iter().map(environment).collect()
+}
+
+fn cursor(consumer: &ConsumerStats) -> Value {
+    let waiting = consumer
+        .waiting
+        .iter()
+        .map(|(environment, events)| (environment.clone(), json!(events)));
+    json!({
+        "destination": consumer.name, "configured": consumer.attached, "position": consumer.position,
+        "note_bytes": consumer.note_bytes, "waiting": waiting.collect::<Map<_, _>>(),
+        "oldest_waiting_since": consumer.oldest_waiting_ms.map(|ms| time(UNIX_EPOCH + Duration::from_millis(ms))),
     })
 }
 

@@ -40,6 +40,10 @@ fn summarise(config: &Config, out: &mut dyn Write) -> io::Result<()> {
     let tls = if config.listen.tls.is_some() { " with TLS" } else { "" };
     writeln!(out, "  listen       {}{tls}", config.listen.address)?;
     writeln!(out, "  telemetry    {}", show(config.telemetry))?;
+    match &config.admin {
+        Some(admin) => writeln!(out, "  admin        {}", show(admin.listen))?,
+        None => writeln!(out, "  admin        off")?,
+    }
     writeln!(out, "  upstream     {}", config.upstream.url.show())?;
     writeln!(out, "  queue        {}", queue(&config.queue))?;
     for environment in &config.environments {
@@ -142,6 +146,7 @@ mod tests {
             "config.yaml is valid: 1 environment, 1 destination\n\
              \x20 listen       0.0.0.0:8030\n\
              \x20 telemetry    0.0.0.0:8031\n\
+             \x20 admin        127.0.0.1:8032, this machine only\n\
              \x20 upstream     https://events.launchdarkly.com\n\
              \x20 queue        sled in ./flagtap-data, up to 1GiB and 7d, then drop_oldest\n\
              \x20 environment  production: SDK keys ***6789; client-side ids 578d1e02d2943862c52b9686; exports custom to archive\n\

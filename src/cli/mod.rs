@@ -14,6 +14,7 @@ mod check;
 mod demo;
 mod probe;
 mod probe_destinations;
+mod queue;
 mod send_test_event;
 mod serve;
 
@@ -67,6 +68,11 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:8031", value_name = "ADDRESS")]
         telemetry: String,
     },
+    /// Look into a queue, check and repair it, and decide about dead letters.
+    Queue {
+        #[command(subcommand)]
+        command: queue::Command,
+    },
     /// Print docs/metrics.md.
     Metrics,
     /// Print docs/destinations.md: what destinations answer, and what follows.
@@ -103,6 +109,7 @@ pub fn main() -> ExitCode {
         .unwrap_or(ExitCode::FAILURE),
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
+        Command::Queue { command } => queue::run(command),
         Command::Metrics => {
             print(&crate::metrics::document());
             ExitCode::SUCCESS

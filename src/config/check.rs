@@ -6,6 +6,7 @@ use std::path::Path;
 
 use http::Uri;
 
+use super::admin::Admin;
 use super::destinations::ReadDestination;
 use super::environments::ReadEnvironment;
 use super::queue::{Engine, Queue};
@@ -15,19 +16,27 @@ use crate::section::Section;
 use crate::units::ByteSize;
 
 /// Checks that the ports differ and that the upstream is not flagtap itself.
-pub(super) fn addresses(root: &Section<'_>, listen: &Listen, telemetry: SocketAddr, upstream: &Upstream) {
+pub(super) fn addresses(
+    root: &Section<'_>,
+    listen: &Listen,
+    telemetry: SocketAddr,
+    admin: Option<&Admin>,
+    upstream: &Upstream,
+) {
     let at = |section: &str, key: &str| root.inner_place(section, key).unwrap_or_else(|| root.place(None));
-    if collide(listen.address, telemetry) {
-        let key = if root.has("telemetry") { "telemetry" } else { "listen" };
-        root.problem(
-            Some(key),
-            format!(
-                "makes `listen` and `telemetry` share port {}; give them different ports",
-                telemetry.port()
-            ),
-        );
+    let mut ports = vec![("listen", listen.address), ("telemetry", telemetry)];
+    ports.extend(admin.map(|admin| ("admin", admin.listen)));
+    for (index, (name, address)) in ports.iter().enumerate() {
+        for (earlier, other) in ports.iter().take(index).filter(|(_, other)| collide(*other, *address)) {
+            let key = if root.has(name) { name } else { earlier };
+            let message = format!(
+                "makes `{earlier}` and `{name}` share port {}; give them different ports",
+                other.port()
+            );
+            root.problem(Some(key), message);
+        }
     }
-    for (name, address) in [("listen", listen.address), ("telemetry", telemetry)] {
+    for (name, address) in ports {
         if leads_to(&upstream.url, address) {
             let message =
                 format!("leads to our own `{name}` address, so requests would go in a circle; give the service's URL");

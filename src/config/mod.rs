@@ -4,6 +4,7 @@
 //! default is what it is stands in `config.example.yaml`; tests hold that file, `docs/configuration.md` and the
 //! readers here together. Values for `${NAME}` come from here and from nowhere else.
 
+mod admin;
 mod check;
 mod destinations;
 mod environments;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use crate::problems::{Place, Problems};
 use crate::section::{self, Leaf, Section};
 
+pub use admin::Admin;
 pub use destinations::Destination;
 pub use environments::{Credentials, Environment};
 pub use queue::{Dedupe, Engine, Queue, WhenFull};
@@ -34,6 +36,8 @@ pub struct Config {
     pub listen: Listen,
     /// Where probes and Prometheus connect: no data, no secrets.
     pub telemetry: SocketAddr,
+    /// Where people and their tools connect; nothing if it is off.
+    pub admin: Option<Admin>,
     /// What is logged, and how.
     pub log: Log,
     /// LaunchDarkly's events service.
@@ -151,6 +155,7 @@ impl Config {
         Self {
             listen: Listen::default(),
             telemetry: TELEMETRY,
+            admin: Some(Admin::default()),
             log: Log::default(),
             upstream: Upstream::default(),
             limits: Limits::default(),
@@ -175,6 +180,7 @@ const TELEMETRY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNS
 fn read(root: &mut Section<'_>) -> Option<Config> {
     let listen = traffic::read_listen(root);
     let telemetry = root.or("telemetry", TELEMETRY);
+    let admin = admin::read(root);
     let log = root.section("log", read_log).unwrap_or_default();
     let upstream = root.section("upstream", traffic::read_upstream).unwrap_or_default();
     let limits = root.section("limits", traffic::read_limits).unwrap_or_default();
@@ -184,12 +190,13 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
     let environments = environments::read_all(root);
     let destinations = destinations::read_all(root);
     let shutdown = root.section("shutdown", read_grace).unwrap_or_default();
-    check::addresses(root, &listen, telemetry, &upstream);
+    check::addresses(root, &listen, telemetry, admin.as_ref(), &upstream);
     check::sizes(root, &tee, &queue);
     check::environments(root, &environments, &destinations, &queue);
     Some(Config {
         listen,
         telemetry,
+        admin,
         log,
         upstream,
         limits,

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 500;
 
 /// Folders whose files are one thing in several files, and may import each other. `*` is any name.
-const UNITS: [&[&str]; 9] = [
+const UNITS: [&[&str]; 11] = [
+    &["admin"],
     &["app"],
     &["cli", "demo"],
+    &["cli", "queue"],
     &["config"],
     &["destination", "*"],
     &["drain"],

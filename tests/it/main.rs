@@ -3,6 +3,7 @@
 //! One binary for all integration tests, so that they link once. `docs/testing.md` says what is proved where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod admin_api;
 mod commands;
 mod crash;
 mod docs;
@@ -22,6 +23,7 @@ mod passthrough;
 mod power_cut;
 #[cfg(feature = "pubsub")]
 mod pubsub;
+mod queue_tools;
 mod replay;
 mod sdks;
 mod setting_up;

@@ -130,6 +130,7 @@ fn configuration(dir: &Path, upstream: SocketAddr) -> anyhow::Result<Config> {
     let mut config = Config::embedded();
     config.listen.address = anywhere;
     config.telemetry = anywhere;
+    config.admin = None;
     config.upstream.url = format!("http://{upstream}").parse()?;
     config.queue.engine = Engine::Sled {
         path: dir.join("flagtap-data"),

@@ -3,11 +3,13 @@
 //! Everything here is blocking and owns its threads, so that a test reads from top to bottom and nothing it measures
 //! shares an executor with it. Fakes fail the test at its end on anything they did not expect.
 
+pub(crate) mod command;
 pub(crate) mod event_hubs;
 pub(crate) mod eventually;
 pub(crate) mod export;
 pub(crate) mod http1;
 pub(crate) mod kinesis;
+pub(crate) mod letters;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod moto;

@@ -63,6 +63,7 @@ impl Setup {
         let config = json!({
             "listen": "127.0.0.1:0",
             "telemetry": "127.0.0.1:0",
+            "admin": { "listen": "127.0.0.1:0" },
             "log": { "level": "info", "format": "json" },
             // Short, because each test ends its relay; what waits is settled before.
             "shutdown": { "grace": "1s", "reserve": "800ms" },
@@ -157,6 +158,13 @@ impl Relay {
     /// Returns where probes and metrics are answered.
     pub(crate) fn telemetry_address(&self) -> SocketAddr {
         self.telemetry
+    }
+
+    /// Returns where people ask and decide.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        let fields = self.find_log("listening").unwrap();
+        let address = fields["admin"].as_str().and_then(|text| text.parse().ok());
+        address.unwrap_or_else(|| panic!("no admin port: {fields}"))
     }
 
     /// Returns a new connection to the relay.

@@ -1,0 +1,108 @@
+//! The telemetry port: `/livez`, `/readyz`, `/metrics` and `/status`. No data, no secrets, nothing that changes state.
+//!
+//! `/livez`   200 while the process serves at all.
+//! `/readyz`  200 from the moment the relay listens until it is asked to stop. It does not depend on the upstream, the
+//!            queue or a destination: in a sidecar our readiness is the application's.
+//! `/metrics` Prometheus text, see `docs/metrics.md`.
+//! `/status`  JSON for people: is the tee on, what waits, which destination is in trouble and why.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::Value;
+
+use crate::metrics::Metrics;
+
+/// What the telemetry port shows.
+pub struct Telemetry {
+    /// The process's metrics.
+    pub metrics: Arc<Metrics>,
+    /// The relay listens and was not asked to stop.
+    pub ready: Arc<AtomicBool>,
+    /// Brings gauges up to date; called before each scrape.
+    pub sample: Box<dyn Fn() + Send + Sync>,
+    /// Returns the status document.
+    pub status: Box<dyn Fn() -> Value + Send + Sync>,
+}
+
+/// Returns what the telemetry port serves.
+pub fn routes(telemetry: Arc<Telemetry>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .with_state(telemetry)
+}
+
+async fn ready(State(telemetry): State<Arc<Telemetry>>) -> Response {
+    if telemetry.ready.load(Ordering::Acquire) {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n").into_response()
+    }
+}
+
+async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Response {
+    (telemetry.sample)();
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        telemetry.metrics.render(),
+    )
+        .into_response()
+}
+
+async fn status(State(telemetry): State<Arc<Telemetry>>) -> Response {
+    let text = serde_json::to_string_pretty(&(telemetry.status)()).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::metrics::QUEUE_AVAILABLE;
+
+    async fn fetch(telemetry: &Arc<Telemetry>, path: &str) -> (StatusCode, String) {
+        let answer = routes(Arc::clone(telemetry))
+            .oneshot(Request::get(path).body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_route_says_what_it_promises() {
+        let metrics = Arc::new(Metrics::new());
+        let sampled = Arc::clone(&metrics);
+        let telemetry = Arc::new(Telemetry {
+            metrics,
+            ready: Arc::new(AtomicBool::new(false)),
+            sample: Box::new(move || sampled.gauge(&QUEUE_AVAILABLE, &[]).set(1.0)),
+            status: Box::new(|| serde_json::json!({ "tee": "on" })),
+        });
+        assert_eq!(fetch(&telemetry, "/livez").await.0, StatusCode::OK);
+        assert_eq!(fetch(&telemetry, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        telemetry.ready.store(true, Ordering::Release);
+        assert_eq!(fetch(&telemetry, "/readyz").await.0, StatusCode::OK);
+        assert!(
+            fetch(&telemetry, "/metrics")
+                .await
+                .1
+                .contains("flagtap_queue_available 1")
+        );
+        assert!(fetch(&telemetry, "/status").await.1.contains("\"tee\": \"on\""));
+        assert_eq!(fetch(&telemetry, "/anything").await.0, StatusCode::NOT_FOUND);
+    }
+}

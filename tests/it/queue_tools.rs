@@ -1,0 +1,250 @@
+//! `flagtap queue`: what it says of a stopped queue and beside a running relay, and what it does to dead letters and
+//! damage.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use crate::support::command::flagtap;
+use crate::support::export::{id, markers, read_lines};
+use crate::support::letters::{Narrow, large};
+use crate::support::relay::marked;
+use crate::support::{Relay, Setup, Upstream, eventually};
+
+/// Scenario: an event is given up; it is listed and shown beside the running relay and on the stopped folder, replayed on
+/// the stopped folder, exported, and delivered by the next start.
+/// Guarantees: the commands say the same in both; the folder is not changed by looking; the event is delivered once, with
+/// the id it was given up with; the equations hold.
+#[test]
+fn a_dead_letter_is_replayed_on_a_stopped_queue_with_its_id() {
+    let upstream = Upstream::accepting();
+    let mut narrow = Narrow::new(&upstream);
+    let relay = Relay::start(&narrow.setup);
+    narrow.bury_one(&relay, "one");
+    let config = narrow.setup.write();
+    let beside = flagtap("queue dead-letters list --json", &config);
+    assert_eq!(beside.code, Some(0), "{beside:?}");
+    let running = flagtap("queue inspect --json", &config).json();
+    assert_eq!(running["in_use"], true);
+    relay.stop();
+
+    let before = listing(&narrow.setup.queue());
+    let stopped = flagtap("queue dead-letters list --json", &config);
+    assert_eq!(stopped.lines(), beside.lines());
+    let letter = &stopped.lines()[0];
+    assert_eq!(
+        (&letter["destination"], &letter["kind"], &letter["flag"]),
+        (&json!("lake"), &json!("custom"), &Value::Null)
+    );
+    let shown = flagtap("queue dead-letters show --kind custom --reason bytes", &config).json();
+    assert_eq!(shown["event"], large("one"));
+    let table = flagtap("queue dead-letters list", &config).out;
+    assert!(table.contains(letter["id"].as_str().unwrap()), "{table}");
+    let none = flagtap("queue dead-letters list --flag other --json", &config);
+    assert_eq!((none.code, none.out.as_str()), (Some(0), ""));
+    let inspected = flagtap("queue inspect --json", &config).json();
+    assert_eq!(
+        (&inspected["in_use"], &inspected["dead_letters"]),
+        (&json!(false), &json!({ "lake": 1 }))
+    );
+    assert_eq!(inspected["destinations"]["lake"]["waiting"], json!({}));
+    let verified = flagtap("queue verify --json", &config);
+    assert_eq!((verified.code, &verified.json()["damaged"]), (Some(0), &json!(0)));
+    assert_eq!(verified.json()["dead_letters"], 1);
+    assert_eq!(listing(&narrow.setup.queue()), before, "looking changed the folder");
+
+    let replayed = flagtap("queue dead-letters replay --destination lake", &config);
+    assert_eq!(replayed.code, Some(0), "{replayed:?}");
+    assert!(replayed.error.contains("replayed 1 dead letters"), "{replayed:?}");
+    let inspected = flagtap("queue inspect --json", &config).json();
+    assert_eq!(inspected["destinations"]["lake"]["waiting"], json!({ "production": 1 }));
+    assert_eq!(inspected["dead_letters"], json!({}));
+    let exported = flagtap("queue export --destination lake", &config);
+    assert_eq!(exported.code, Some(0), "{exported:?}");
+    let waiting: Vec<String> = exported.out.lines().map(str::to_owned).collect();
+    assert_eq!(markers(&waiting), ["large-one"]);
+    assert_eq!(id(&waiting[0]), letter["id"].as_str().unwrap());
+
+    narrow.take_up_to("1MiB");
+    let relay = Relay::start(&narrow.setup);
+    relay.settle();
+    let delivered: Vec<String> = narrow.kinesis.lines();
+    assert_eq!(markers(&delivered), ["small-one", "large-one"]);
+    assert_eq!(id(&delivered[1]), letter["id"].as_str().unwrap());
+    assert_eq!(delivered[1], waiting[0]);
+    relay.stop();
+}
+
+/// Scenario: an event is given up, the limit is raised, and it is replayed and another discarded while the relay runs.
+/// Guarantees: the commands go through the admin port; `discard` does nothing without `--yes`; counters and equations
+/// hold with `requeued`; the replayed event is delivered once with its id.
+#[test]
+fn dead_letters_are_replayed_and_discarded_beside_a_running_relay() {
+    let upstream = Upstream::accepting();
+    let mut narrow = Narrow::new(&upstream);
+    narrow.setup.config["admin"] = json!({ "listen": "127.0.0.1:0", "token": "a-token-for-this-test" });
+    let relay = Relay::start(&narrow.setup);
+    narrow.bury_one(&relay, "one");
+    narrow.bury_one(&relay, "two");
+    relay.stop();
+    narrow.take_up_to("1MiB");
+    let relay = Relay::start(&narrow.setup);
+    // The file still says port 0.
+    let config = narrow.setup.write();
+    let token = config.with_file_name("token");
+    fs::write(&token, "a-token-for-this-test\n").unwrap();
+    let admin = format!(
+        "--admin {} --admin-token-file {}",
+        relay.admin_address(),
+        token.display()
+    );
+    let letters = flagtap("queue dead-letters list --json", &config).lines();
+    let ids: Vec<&str> = letters.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 2);
+
+    let replay = format!("queue dead-letters replay {admin} --id {}", ids[0]);
+    let replayed = flagtap(&replay, &config);
+    assert!(replayed.error.contains("replayed 1 dead letters"), "{replayed:?}");
+    let again = flagtap(&replay, &config);
+    assert!(again.error.contains("replayed 0 dead letters"), "{again:?}");
+    fs::write(&token, "another").unwrap();
+    let refused = flagtap(&replay, &config);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.error.contains("the token is missing or wrong"), "{refused:?}");
+    fs::write(&token, "a-token-for-this-test").unwrap();
+    let scrape = relay.settle();
+    assert_eq!(
+        scrape.sum("flagtap_destination_events_requeued_total", &[("destination", "lake")]),
+        1.0
+    );
+    assert_eq!(scrape.sum("flagtap_queue_dead_letters", &[]), 1.0);
+    let delivered = narrow.kinesis.lines();
+    assert_eq!(delivered.iter().filter(|line| id(line) == ids[0]).count(), 1);
+
+    let asked = flagtap(&format!("queue dead-letters discard {admin}"), &config);
+    assert_eq!(asked.code, Some(1));
+    assert!(asked.error.contains("1 dead letters would be removed"), "{asked:?}");
+    let discarded = flagtap(&format!("queue dead-letters discard --yes {admin}"), &config);
+    assert!(discarded.error.contains("discarded 1 dead letters"), "{discarded:?}");
+    assert_eq!(flagtap("queue dead-letters list --json", &config).out, "");
+    relay.stop();
+}
+
+/// Scenario: dead letters are to be replayed while a relay without an admin port has the queue open.
+/// Guarantees: nothing is changed, and the message says what is missing.
+#[test]
+fn without_an_admin_port_a_running_relay_is_left_alone() {
+    let upstream = Upstream::accepting();
+    let mut narrow = Narrow::new(&upstream);
+    narrow.setup.config["admin"] = json!("off");
+    let relay = Relay::start(&narrow.setup);
+    narrow.bury_one(&relay, "one");
+    let config = narrow.setup.write();
+    for command in ["queue dead-letters replay", "queue dead-letters discard --yes"] {
+        let said = flagtap(command, &config);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.error.contains("open in a running relay"), "{said:?}");
+        assert!(said.error.contains("--admin ADDRESS"), "{said:?}");
+    }
+    let repair = flagtap("queue repair", &config);
+    assert_eq!(repair.code, Some(1));
+    assert!(repair.error.contains("open in another process"), "{repair:?}");
+    assert_eq!(flagtap("queue dead-letters list --json", &config).lines().len(), 1);
+    relay.stop();
+}
+
+/// Scenario: events wait for a destination that cannot take them; the database that holds them is damaged.
+/// Guarantees: `verify` says so with exit code 1 and names the part; `repair` moves it aside, byte by byte; after it
+/// `verify` is content and the relay goes on.
+#[test]
+fn damage_is_named_and_set_aside() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    let export = setup.queue().with_file_name("export");
+    fs::write(&export, "in the way of the folder").unwrap();
+    let relay = Relay::start(&setup);
+    relay.post("one", &json!([marked("lost"), marked("lost too")]));
+    eventually("the events to wait", || {
+        (relay.metrics().sum("flagtap_destination_events_waiting", &[]) == 2.0).then_some(())
+    });
+    relay.stop();
+    let config = setup.write();
+    assert_eq!(flagtap("queue verify", &config).code, Some(0));
+    let waiting = flagtap("queue export", &config).out;
+    assert_eq!(waiting.lines().count(), 2);
+
+    let part = fs::read_dir(setup.queue().join("generations"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    fs::write(part.path().join("db"), vec![0xff; 100_000]).unwrap();
+    fs::write(part.path().join("conf"), "not the configuration of a database").unwrap();
+    let verified = flagtap("queue verify --json", &config);
+    assert_eq!(verified.code, Some(1), "{verified:?}");
+    assert_eq!(verified.json()["damage"][0]["part"], 0);
+    let lost = json!([{ "destination": "archive", "environment": "production", "events": 2 }]);
+    assert_eq!(
+        (&verified.json()["lost"], &verified.json()["lost_may_be_more"]),
+        (&lost, &json!(false))
+    );
+    let repaired = flagtap("queue repair --json", &config);
+    assert_eq!(repaired.code, Some(0), "{repaired:?}");
+    let moved = repaired.json()["moved"][0]["name"].as_str().unwrap().to_owned();
+    let bytes = fs::read(setup.queue().join("quarantine").join(&moved).join("db")).unwrap();
+    assert_eq!(bytes, vec![0xff; 100_000]);
+    assert_eq!(flagtap("queue verify", &config).code, Some(0));
+    assert!(flagtap("queue inspect", &config).out.contains(&moved));
+
+    fs::remove_file(&export).unwrap();
+    setup.config["log"]["level"] = json!("info");
+    let relay = Relay::start(&setup);
+    relay.post("two", &json!([marked("kept")]));
+    relay.settle();
+    relay.stop();
+    assert_eq!(markers(&read_lines(&export)), ["kept"]);
+}
+
+/// Scenario: commands on a folder without a queue, on none, and with filters that mean nothing.
+/// Guarantees: each says what is wrong, and no folder is made.
+#[test]
+fn what_cannot_be_done_is_said() {
+    let upstream = Upstream::start();
+    let mut setup = Setup::new(upstream.address());
+    let config = setup.write();
+    for command in [
+        "inspect",
+        "verify",
+        "repair",
+        "export",
+        "dead-letters list",
+        "dead-letters replay",
+    ] {
+        let said = flagtap(&format!("queue {command}"), &config);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.error.contains("there is no queue at"), "{said:?}");
+    }
+    assert!(!setup.queue().exists());
+    let wrong = flagtap("queue dead-letters list --since yesterday", &config);
+    assert!(wrong.error.contains("`since` is no time"), "{wrong:?}");
+    setup.config["queue"] = json!("memory");
+    let config = setup.write();
+    let memory = flagtap("queue inspect", &config);
+    assert!(memory.error.contains("in memory"), "{memory:?}");
+}
+
+fn listing(path: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        let metadata = entry.metadata().unwrap();
+        files.push((entry.path(), metadata.len(), metadata.modified().unwrap()));
+        if metadata.is_dir() {
+            files.extend(listing(&entry.path()));
+        }
+    }
+    files.sort();
+    files
+}
