@@ -37,7 +37,7 @@ fn what_terraform_and_rest_call_it_means_the_same() {
 fn both_names_at_once_and_near_misses_are_problems() {
     let both = "kinesis: { region: r, stream_name: a, streamName: b }";
     assert!(parse(both).unwrap_err().contains("stream"), "{both}");
-    for wrong in ["streamname: a", "StreamName: a", "stream-name: a"] {
+    for wrong in ["stream-name: a", "streamNames: a"] {
         let problems = parse(&format!("kinesis: {{ region: r, {wrong} }}")).unwrap_err();
         assert!(problems.contains("not a known key"), "{problems}");
     }
