@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "docs",
     "docs/destinations/file.md",
+    "docs/destinations/google_pubsub.md",
     "docs/destinations/kinesis.md",
     "docs/destinations/stdout.md",
 ];
