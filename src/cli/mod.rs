@@ -71,7 +71,7 @@ enum Command {
     /// Look into a queue, check and repair it, and decide about dead letters.
     Queue {
         #[command(subcommand)]
-        command: queue::Command,
+        command: Box<queue::Command>,
     },
     /// Print docs/metrics.md.
     Metrics,
@@ -109,7 +109,7 @@ pub fn main() -> ExitCode {
         .unwrap_or(ExitCode::FAILURE),
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
-        Command::Queue { command } => queue::run(command),
+        Command::Queue { command } => queue::run(*command),
         Command::Metrics => {
             print(&crate::metrics::document());
             ExitCode::SUCCESS

@@ -57,7 +57,7 @@ pub(super) enum Command {
     /// List, show, replay or discard the events that were given up.
     DeadLetters {
         #[command(subcommand)]
-        command: letters::Command,
+        command: Box<letters::Command>,
     },
 }
 
@@ -100,7 +100,7 @@ pub(super) fn run(command: Command) -> ExitCode {
         Command::Verify { place, json } => verify(&place, json),
         Command::Repair { place, json } => set_aside(&place, json),
         Command::Export { place, destination } => export(&place, destination.as_deref()),
-        Command::DeadLetters { command } => letters::run(command),
+        Command::DeadLetters { command } => letters::run(*command),
     };
     match outcome {
         Ok(code) => code,

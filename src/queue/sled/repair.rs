@@ -97,13 +97,14 @@ mod tests {
         let mut rig = Rig::new(START);
         rig.settings.generation_bytes = 50_000;
         let queue = rig.open().await;
-        for _ in 0..9 {
-            store(&queue, rig.sized("a", &[LAKE, CDP], 2, 10_000)).await;
-        }
         let mut lake = consumer(&queue, LAKE).await;
-        if settled > 0 {
-            let last = take(&mut lake, settled).await[settled - 1].0;
-            commit(&mut lake, last).await;
+        for stored in 1..=9 {
+            store(&queue, rig.sized("a", &[LAKE, CDP], 2, 10_000)).await;
+            // At once: a write after the ninth would begin a part of its own.
+            if stored == settled {
+                let last = take(&mut lake, settled).await[settled - 1].0;
+                commit(&mut lake, last).await;
+            }
         }
         drop(lake);
         queue.close().await;
