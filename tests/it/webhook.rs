@@ -82,7 +82,10 @@ fn a_receiver_that_fails_in_every_way_loses_nothing() {
     ] {
         receiver.then(answer, takes, tells);
     }
-    let relay = Relay::start(&setup(&upstream, receiver.settings()));
+    let mut setup = setup(&upstream, receiver.settings());
+    // One request at a time, so that a failed one is followed by its repetition.
+    setup.config["destinations"][0]["concurrency"] = json!(1);
+    let relay = Relay::start(&setup);
     let sent: Vec<String> = (0..40).map(|number| format!("event-{number}")).collect();
     for markers in sent.chunks(10) {
         let events: Vec<_> = markers.iter().map(|marker| marked(marker)).collect();
