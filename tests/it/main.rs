@@ -6,6 +6,7 @@
 mod admin_api;
 mod commands;
 mod crash;
+mod disk_full;
 mod docs;
 mod egress;
 mod ending;

@@ -18,6 +18,7 @@ use super::{Connection, eventually};
 pub(crate) struct Load {
     senders: Arc<Vec<Mutex<Sender>>>,
     answers: Arc<AtomicUsize>,
+    refusals: Arc<AtomicUsize>,
 }
 
 /// Senders at work. Stop them after the relay they talk to has gone, or while it answers.
@@ -35,6 +36,13 @@ struct Sender {
     sent: Vec<String>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Answered,
+    Refused,
+    Broken,
+}
+
 impl Load {
     /// Returns `senders` senders of batches of 1 to 19 events with up to `event_bytes` of text that does not compress well.
     pub(crate) fn new(senders: usize, event_bytes: usize) -> Self {
@@ -49,6 +57,7 @@ impl Load {
         Self {
             senders: Arc::new((0..senders).map(|number| Mutex::new(sender(number))).collect()),
             answers: Arc::default(),
+            refusals: Arc::default(),
         }
     }
 
@@ -56,12 +65,15 @@ impl Load {
     pub(crate) fn start(&self, address: SocketAddr) -> Working {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..self.senders.len()).map(|number| {
-            let (senders, stop, answers) = (self.senders.clone(), stop.clone(), self.answers.clone());
+            let (senders, stop) = (self.senders.clone(), stop.clone());
+            let (answers, refusals) = (self.answers.clone(), self.refusals.clone());
             thread::spawn(move || {
                 let mut sender = senders[number].lock().unwrap();
                 while !stop.load(Ordering::SeqCst) {
-                    if sender.round_trip(address) {
-                        answers.fetch_add(1, Ordering::SeqCst);
+                    match sender.round_trip(address) {
+                        Outcome::Answered => drop(answers.fetch_add(1, Ordering::SeqCst)),
+                        Outcome::Refused => drop(refusals.fetch_add(1, Ordering::SeqCst)),
+                        Outcome::Broken => {}
                     }
                 }
             })
@@ -77,12 +89,17 @@ impl Load {
         self.answers.load(Ordering::SeqCst)
     }
 
+    /// Returns the number of 503 answers so far. Only a relay with `tee.on_failure: refuse` gives them.
+    pub(crate) fn refusals(&self) -> usize {
+        self.refusals.load(Ordering::SeqCst)
+    }
+
     /// Sends again whatever was not answered, until it is.
     pub(crate) fn finish(&self, address: SocketAddr) {
         for number in 0..self.senders.len() {
             eventually("a batch to be answered", || {
                 let mut sender = self.sender(number);
-                (sender.unanswered.is_none() || sender.round_trip(address)).then_some(())
+                (sender.unanswered.is_none() || sender.round_trip(address) == Outcome::Answered).then_some(())
             });
         }
     }
@@ -116,8 +133,8 @@ impl Working {
 }
 
 impl Sender {
-    /// Posts one batch; returns true if it was answered 202.
-    fn round_trip(&mut self, address: SocketAddr) -> bool {
+    /// Posts one batch.
+    fn round_trip(&mut self, address: SocketAddr) -> Outcome {
         let (payload_id, events) = self.unanswered.take().unwrap_or_else(|| self.batch());
         let answer =
             Connection::try_open(address).and_then(|mut connection| connection.exchange(&bulk(&payload_id, &events)));
@@ -125,12 +142,16 @@ impl Sender {
             Ok(response) if response.status == 202 => {
                 let keys = events.as_array().unwrap().iter().map(|event| &event["key"]);
                 self.answered.extend(keys.map(|key| key.as_str().unwrap().to_owned()));
-                true
+                Outcome::Answered
+            }
+            Ok(response) if response.status == 503 && response.headers.get("x-flagtap-error").is_some() => {
+                self.unanswered = Some((payload_id, events));
+                Outcome::Refused
             }
             Ok(response) => panic!("answered {} {:?}", response.status, response.headers),
             Err(_) => {
                 self.unanswered = Some((payload_id, events));
-                false
+                Outcome::Broken
             }
         }
     }
