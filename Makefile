@@ -17,10 +17,11 @@ fmt:
 demo:
 	cargo run -- demo
 
-# Relay beside nginx, queue beside a plain file, memory, delivery of a backlog. Takes about twelve minutes after the build.
+# Relay beside nginx, queue beside a plain file, memory, delivery of a backlog, a start with 10 GB. Takes about a quarter of
+# an hour after the build.
 bench:
 	./scripts/setup-bench.sh
-	cargo bench --bench relay --bench queue --bench memory --bench drain
+	cargo bench --bench relay --bench queue --bench memory --bench drain --bench backlog
 
 # The pages that are generated from the code.
 docs:

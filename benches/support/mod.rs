@@ -149,7 +149,7 @@ pub(crate) fn flagtap(dir: &Path, upstream: u16, queue: &str, destinations: &str
     let (port, telemetry) = (free_port(), free_port());
     let config = format!(
         "listen: 127.0.0.1:{port}\ntelemetry: 127.0.0.1:{telemetry}\nupstream: {{ url: \"http://127.0.0.1:{upstream}\" }}\n\
-         log: {{ level: warn }}\nqueue:\n  max_bytes: 8GiB\n{queue}\nenvironments:\n  - name: bench\n    credentials: {{ sdk_keys: [{KNOWN}] }}\n    \
+         log: {{ level: warn }}\nqueue:\n  max_bytes: 64GiB\n{queue}\nenvironments:\n  - name: bench\n    credentials: {{ sdk_keys: [{KNOWN}] }}\n    \
          destinations: [out]\ndestinations:\n  - name: out\n{destinations}\n"
     );
     let path = dir.join("flagtap.yaml");

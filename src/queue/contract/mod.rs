@@ -7,8 +7,9 @@ mod model;
 mod promises;
 mod reopening;
 
+use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -76,6 +77,7 @@ macro_rules! volatile {
             a_cursor_in_use_is_not_removed
             a_closed_queue_refuses
             does_what_the_model_does
+            loses_to_its_limits_only_what_it_counts
         }
     };
 }
@@ -100,6 +102,7 @@ macro_rules! durable {
             a_cursor_without_a_destination_is_listed_and_kept
             an_unconfigured_cursor_can_be_removed
             does_what_the_model_does_across_reopens
+            loses_to_its_limits_only_what_it_counts_across_reopens
         }
     };
 }
@@ -139,6 +142,21 @@ impl Rig {
             start,
             marks: AtomicU64::new(1),
         }
+    }
+
+    /// Keeps the queue's files in memory where there is much of it: for tests that sync thousands of times and do not ask
+    /// anything of a disk.
+    pub(crate) fn in_memory(mut self) -> Self {
+        const ROOM: u64 = 4 << 30;
+        let shared = Path::new("/dev/shm");
+        let free = rustix::fs::statvfs(shared).map_or(0, |volume| volume.f_bavail * volume.f_frsize);
+        if free > ROOM
+            && let Ok(directory) = tempfile::tempdir_in(shared)
+        {
+            self.settings.path = directory.path().join("queue");
+            self.directory = directory;
+        }
+        self
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -201,10 +219,14 @@ pub(crate) fn record(
 ) -> Record {
     // What does not compress, so that sizes on disk are what the test says.
     let mut random = fastrand::Rng::with_seed(seed);
-    let event = |index| RecordEvent {
-        index,
-        kind: Kind::Custom,
-        json: Bytes::from_iter((0..json_bytes).map(|_| random.u8(..))),
+    let event = |index| {
+        let mut json = vec![0; json_bytes];
+        random.fill(&mut json);
+        RecordEvent {
+            index,
+            kind: Kind::Custom,
+            json: Bytes::from(json),
+        }
     };
     Record {
         received_ms,
@@ -288,6 +310,23 @@ pub(crate) fn sum(counts: &[(String, u64)]) -> u64 {
 
 pub(crate) fn counts(environment: &str, events: u64) -> Vec<(String, u64)> {
     vec![(environment.to_owned(), events)]
+}
+
+/// Copies a directory that may be changing, as a snapshot of the volume would. The newest generation first: what is older does
+/// not change any more.
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let mut entries: Vec<PathBuf> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort_by(|a, b| b.cmp(a));
+    for path in entries {
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_directory(&path, &target);
+        } else if let Err(error) = fs::copy(&path, &target) {
+            // The draft of a start file gets its name meanwhile.
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}", path.display());
+        }
+    }
 }
 
 pub(crate) fn letter(position: Position, index: u32) -> DeadLetter {

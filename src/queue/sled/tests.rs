@@ -1,5 +1,6 @@
 //! The contract, and what only this engine has: files, and everything that can happen to them.
 
+mod backlog;
 mod injuries;
 
 use std::fs::{self, File};
@@ -413,21 +414,6 @@ async fn a_copy_taken_while_writing_holds_what_was_acknowledged() {
         within(task).await.unwrap();
     }
     queue.close().await;
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    let mut entries: Vec<PathBuf> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
-    entries.sort_by(|a, b| b.cmp(a));
-    for path in entries {
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy_directory(&path, &target);
-        } else if let Err(error) = fs::copy(&path, &target) {
-            // The draft of a start file gets its name meanwhile.
-            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}", path.display());
-        }
-    }
 }
 
 fn listing(path: &Path) -> Vec<(PathBuf, u64)> {

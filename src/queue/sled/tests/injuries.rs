@@ -424,13 +424,8 @@ impl Injured {
     }
 }
 
-/// In memory where that is offered: what these tests ask does not depend on a disk, and they sync thousands of times.
 fn rig() -> Rig {
-    let mut rig = Rig::new(START);
-    if let Ok(directory) = tempfile::tempdir_in("/dev/shm") {
-        rig.settings.path = directory.path().join("queue");
-        rig.directory = directory;
-    }
+    let mut rig = Rig::new(START).in_memory();
     rig.settings.generation_bytes = 40_000;
     rig
 }
