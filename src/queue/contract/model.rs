@@ -129,7 +129,7 @@ where
         let _ = fs::remove_dir_all(folder);
         ended.map_err(|_| TestCaseError::fail("see the panic above"))
     });
-    println!("{} cases (durable: {durable}) in {:?}", config.cases, started.elapsed());
+    eprintln!("{} cases (durable: {durable}) in {:?}", config.cases, started.elapsed());
     if let Err(failure) = outcome {
         panic!("{failure}");
     }

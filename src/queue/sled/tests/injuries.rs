@@ -100,7 +100,7 @@ fn no_single_injury_stops_the_queue_or_costs_more_than_it_hit() {
             Err(_) => Err(TestCaseError::fail("it hangs")),
         }
     });
-    println!("{} injuries in {:?}", config.cases, started.elapsed());
+    eprintln!("{} injuries in {:?}", config.cases, started.elapsed());
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
