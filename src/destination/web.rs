@@ -187,6 +187,16 @@ fn checked(section: &Section<'_>, key: &str, url: Uri) -> Uri {
     url
 }
 
+/// Reads a URL like [`read_url`] that stands in for a service's own scheme and host: the caller appends the path. A base
+/// path is kept, a query is refused. Returned without a slash at its end.
+pub fn read_base(section: &mut Section<'_>, key: &str) -> Option<String> {
+    let url = read_url(section, key)?;
+    if url.query().is_some() {
+        section.problem(Some(key), "has a query; the service's own path is appended to it");
+    }
+    Some(url.to_string().trim_end_matches('/').to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

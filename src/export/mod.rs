@@ -7,8 +7,10 @@ use crate::event::Kind;
 use crate::record::{Record, RecordEvent};
 
 pub mod envelope;
+pub mod fields;
 pub mod form;
 pub mod id;
+pub mod json;
 mod members;
 pub mod selection;
 

@@ -29,6 +29,16 @@ impl Section<'_> {
         self.secret_text(text, place)
     }
 
+    /// Returns the secret like [`Section::secret`], and reports if neither key is given.
+    pub fn required_secret(&mut self, key: &str) -> Option<Secret> {
+        let file_key = format!("{key}_file");
+        let secret = self.secret(key);
+        if !self.has(key) && !self.has(&file_key) {
+            self.problem(None, format!("needs `{key}` or `{file_key}`"));
+        }
+        secret
+    }
+
     /// Returns the secrets listed under `key`, or in the file named by `<key>_file` (one per line, empty lines left
     /// out), with their places.
     pub fn secrets(&mut self, key: &str) -> Vec<(Secret, Place)> {
