@@ -23,10 +23,12 @@ pub mod file;
 pub mod google_pubsub;
 #[cfg(feature = "kinesis")]
 pub mod kinesis;
+pub mod mparticle;
 #[cfg(test)]
 mod reading;
 #[cfg(test)]
 mod receiver;
+pub mod segment;
 pub mod stdout;
 pub mod web;
 pub mod webhook;
@@ -120,6 +122,8 @@ registry! {
     #[cfg(feature = "pubsub")] GooglePubsub = "google_pubsub" as "google-pubsub": google_pubsub,
     AzureEventHubs = "azure_event_hubs" as "azure-event-hubs": azure_event_hubs,
     Webhook = "webhook": webhook,
+    Segment = "segment": segment,
+    Mparticle = "mparticle": mparticle,
     File = "file": file in path,
     Stdout = "stdout": stdout,
 }
