@@ -32,7 +32,7 @@ docs:
 
 # Writes tests/golden anew from tests/traffic, and has the oracle judge the result. Read the difference before you commit.
 golden:
-	FLAGTAP_UPDATE_GOLDEN=1 cargo test --test it -- replay::
+	FLAGTAP_UPDATE_GOLDEN=1 cargo test --test it -- replay:: mappings::
 	./scripts/oracle.py
 
 setup:

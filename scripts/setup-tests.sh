@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what some integration tests need beside Rust into .tools: moto's Kinesis, and real LaunchDarkly SDKs.
+# Installs what some integration tests need beside Rust into .tools: moto's Kinesis, real LaunchDarkly SDKs, and the
+# official clients of destinations.
 # Does nothing where that is done already. A part that cannot be installed is named; its tests are then skipped and
 # counted as such, or fail with FLAGTAP_REQUIRE_TOOLS=1.
 set -euo pipefail
@@ -32,11 +33,13 @@ venv() {
 }
 
 node_packages() {
-  mkdir -p .tools/node
-  cp tests/sdks/node/package.json tests/sdks/node/package-lock.json .tools/node/
-  (cd .tools/node && npm ci --ignore-scripts --no-audit --no-fund)
+  mkdir -p ".tools/$1"
+  cp "$2/package.json" "$2/package-lock.json" ".tools/$1/"
+  (cd ".tools/$1" && npm ci --ignore-scripts --no-audit --no-fund)
 }
 
 install python scripts/requirements-tests.txt venv python scripts/requirements-tests.txt
 install python-sdk tests/sdks/python/requirements.txt venv python-sdk tests/sdks/python/requirements.txt
-install node tests/sdks/node/package-lock.json node_packages
+install node tests/sdks/node/package-lock.json node_packages node tests/sdks/node
+install clients-python tests/clients/python/requirements.txt venv clients-python tests/clients/python/requirements.txt
+install clients-node tests/clients/node/package-lock.json node_packages clients-node tests/clients/node

@@ -20,6 +20,9 @@ mod kinesis_identity;
 mod layering;
 mod limits;
 mod loss;
+mod mappings;
+mod mparticle;
+mod official_clients;
 mod passthrough;
 mod power_cut;
 #[cfg(feature = "pubsub")]
@@ -27,6 +30,7 @@ mod pubsub;
 mod queue_tools;
 mod replay;
 mod sdks;
+mod segment;
 mod setting_up;
 mod shutdown;
 mod support;

@@ -13,6 +13,7 @@ pub(crate) mod letters;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod moto;
+pub(crate) mod mparticle;
 #[cfg(feature = "pubsub")]
 pub(crate) mod pubsub_emulator;
 #[cfg(feature = "pubsub")]
@@ -21,6 +22,7 @@ pub(crate) mod pubsub_fake;
 pub(crate) mod raw;
 pub(crate) mod recording;
 pub(crate) mod relay;
+pub(crate) mod segment;
 pub(crate) mod tls;
 pub(crate) mod tools;
 pub(crate) mod upstream;
