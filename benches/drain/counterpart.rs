@@ -6,13 +6,16 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use prost::Message;
 use tokio::net::TcpListener;
 
 use super::cpu_seconds;
@@ -52,12 +55,16 @@ impl Counterpart {
 }
 
 /// How a kind of service counts the events of a request, and what it answers.
-type Answer = fn(&[u8]) -> (u64, Bytes);
+type Answer = fn(&Bytes) -> (u64, Response<Body>);
+
+type Body = BoxBody<Bytes, Infallible>;
 
 /// Serves until the standard input ends, then prints what was received and the CPU seconds taken.
 pub(crate) fn serve(kind: &str) {
     let answer: Answer = match kind {
         "kinesis" => kinesis,
+        "google_pubsub" => google_pubsub,
+        "webhook" => webhook,
         _ => panic!("no counterpart of {kind}"),
     };
     let received = Arc::new(AtomicU64::new(0));
@@ -76,13 +83,14 @@ async fn accept(answer: Answer, received: &Arc<AtomicU64>) {
     println!("{}", listener.local_addr().expect("its address").port());
     loop {
         let (stream, _) = listener.accept().await.expect("a connection");
+        // Else an answer of several writes waits 40 ms for the client's delayed acknowledgement.
+        stream.set_nodelay(true).expect("an open socket");
         let received = Arc::clone(received);
         tokio::spawn(async move {
             let service = service_fn(move |request| respond(request, answer, Arc::clone(&received)));
             // A client that hangs up is the end of the run.
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let server = auto::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
@@ -91,25 +99,71 @@ async fn respond(
     request: Request<Incoming>,
     answer: Answer,
     received: Arc<AtomicU64>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Body>, Infallible> {
     let body = request
         .into_body()
         .collect()
         .await
         .expect("the whole request")
         .to_bytes();
-    let (events, answer) = answer(&body);
+    let (events, response) = answer(&body);
     received.fetch_add(events, Ordering::SeqCst);
-    Ok(Response::new(Full::new(answer)))
+    Ok(response)
+}
+
+fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).boxed()
 }
 
 /// `PutRecords`: one object per record within the request's own, none of whose texts holds a brace.
-fn kinesis(body: &[u8]) -> (u64, Bytes) {
+fn kinesis(body: &Bytes) -> (u64, Response<Body>) {
     let records = body.iter().filter(|byte| **byte == b'{').count() - 1;
     let record = r#"{"SequenceNumber":"49590338271490256608559692538361571095921575989136588898","ShardId":"shardId-000000000000"}"#;
-    let answer = format!(
-        r#"{{"FailedRecordCount":0,"Records":[{}]}}"#,
-        vec![record; records].join(",")
-    );
-    (records as u64, Bytes::from(answer))
+    let records_json = vec![record; records].join(",");
+    let answer = format!(r#"{{"FailedRecordCount":0,"Records":[{records_json}]}}"#);
+    (records as u64, Response::new(full(answer)))
+}
+
+/// One line per event.
+fn webhook(body: &Bytes) -> (u64, Response<Body>) {
+    let lines = body.iter().filter(|byte| **byte == b'\n').count();
+    (lines as u64, Response::new(full("")))
+}
+
+/// `google.pubsub.v1.PublishRequest`, as far as counting goes.
+#[derive(Clone, PartialEq, Message)]
+struct PublishRequest {
+    #[prost(message, repeated, tag = "2")]
+    messages: Vec<Unread>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Unread {}
+
+/// `google.pubsub.v1.PublishResponse`.
+#[derive(Clone, PartialEq, Message)]
+struct PublishResponse {
+    #[prost(string, repeated, tag = "1")]
+    message_ids: Vec<String>,
+}
+
+/// `Publish`, a unary gRPC call: each message has five bytes before it, a flag and its length.
+fn google_pubsub(body: &Bytes) -> (u64, Response<Body>) {
+    let request = PublishRequest::decode(&body[5..]).expect("a publish request");
+    let answer = PublishResponse {
+        message_ids: vec!["19916711285".to_owned(); request.messages.len()],
+    };
+    let mut frame = BytesMut::with_capacity(5 + answer.encoded_len());
+    frame.put_u8(0);
+    frame.put_u32(answer.encoded_len() as u32);
+    answer.encode(&mut frame).expect("there is room");
+    let trailers = HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let body = Full::new(frame.freeze()).with_trailers(async move { Some(Ok(trailers)) });
+    let mut response = Response::new(body.boxed());
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+    (request.messages.len() as u64, response)
 }

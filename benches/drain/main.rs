@@ -40,6 +40,17 @@ struct Target {
     served: bool,
 }
 
+impl Target {
+    const fn served(kind: &'static str, settings: &'static str, concurrency: usize) -> Self {
+        Self {
+            kind,
+            settings,
+            concurrency,
+            served: true,
+        }
+    }
+}
+
 const TARGETS: &[Target] = &[
     Target {
         kind: "file",
@@ -47,21 +58,17 @@ const TARGETS: &[Target] = &[
         concurrency: 1,
         served: false,
     },
-    Target {
-        kind: "kinesis",
-        settings: KINESIS,
-        concurrency: 1,
-        served: true,
-    },
-    Target {
-        kind: "kinesis",
-        settings: KINESIS,
-        concurrency: 4,
-        served: true,
-    },
+    Target::served("webhook", WEBHOOK, 1),
+    Target::served("webhook", WEBHOOK, 4),
+    Target::served("kinesis", KINESIS, 1),
+    Target::served("kinesis", KINESIS, 4),
+    Target::served("google_pubsub", GOOGLE_PUBSUB, 1),
+    Target::served("google_pubsub", GOOGLE_PUBSUB, 4),
 ];
 
+const WEBHOOK: &str = "{ url: \"http://127.0.0.1:PORT/events\", format: ndjson }";
 const KINESIS: &str = "{ region: eu-west-1, stream_name: bench, endpoint: \"http://127.0.0.1:PORT\" }";
+const GOOGLE_PUBSUB: &str = "{ project: bench-project, topic: bench, endpoint: \"http://127.0.0.1:PORT\" }";
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
