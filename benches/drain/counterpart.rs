@@ -12,10 +12,12 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use prost::Message;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::net::TcpListener;
 
 use super::cpu_seconds;
@@ -65,6 +67,8 @@ pub(crate) fn serve(kind: &str) {
         "kinesis" => kinesis,
         "google_pubsub" => google_pubsub,
         "webhook" => webhook,
+        "segment" => segment,
+        "mparticle" => mparticle,
         _ => panic!("no counterpart of {kind}"),
     };
     let received = Arc::new(AtomicU64::new(0));
@@ -128,6 +132,29 @@ fn kinesis(body: &Bytes) -> (u64, Response<Body>) {
 fn webhook(body: &Bytes) -> (u64, Response<Body>) {
     let lines = body.iter().filter(|byte| **byte == b'\n').count();
     (lines as u64, Response::new(full("")))
+}
+
+/// `/v1/batch`.
+fn segment(body: &Bytes) -> (u64, Response<Body>) {
+    #[derive(Deserialize)]
+    struct Batch {
+        batch: Vec<IgnoredAny>,
+    }
+    let batch: Batch = serde_json::from_slice(body).expect("a batch");
+    (batch.batch.len() as u64, Response::new(full(r#"{"success":true}"#)))
+}
+
+/// `/v2/bulkevents`.
+fn mparticle(body: &Bytes) -> (u64, Response<Body>) {
+    #[derive(Deserialize)]
+    struct Batch {
+        events: Vec<IgnoredAny>,
+    }
+    let batches: Vec<Batch> = serde_json::from_slice(body).expect("batches");
+    let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    (events as u64, response)
 }
 
 /// `google.pubsub.v1.PublishRequest`, as far as counting goes.

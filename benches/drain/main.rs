@@ -60,6 +60,10 @@ const TARGETS: &[Target] = &[
     },
     Target::served("webhook", WEBHOOK, 1),
     Target::served("webhook", WEBHOOK, 4),
+    Target::served("segment", SEGMENT, 1),
+    Target::served("segment", SEGMENT, 4),
+    Target::served("mparticle", MPARTICLE, 1),
+    Target::served("mparticle", MPARTICLE, 4),
     Target::served("kinesis", KINESIS, 1),
     Target::served("kinesis", KINESIS, 4),
     Target::served("google_pubsub", GOOGLE_PUBSUB, 1),
@@ -67,6 +71,9 @@ const TARGETS: &[Target] = &[
 ];
 
 const WEBHOOK: &str = "{ url: \"http://127.0.0.1:PORT/events\", format: ndjson }";
+const SEGMENT: &str = "{ write_key: bench, endpoint: \"http://127.0.0.1:PORT\" }";
+const MPARTICLE: &str =
+    "{ api_key: bench, secret: bench, environment: development, endpoint: \"http://127.0.0.1:PORT\" }";
 const KINESIS: &str = "{ region: eu-west-1, stream_name: bench, endpoint: \"http://127.0.0.1:PORT\" }";
 const GOOGLE_PUBSUB: &str = "{ project: bench-project, topic: bench, endpoint: \"http://127.0.0.1:PORT\" }";
 
@@ -89,8 +96,8 @@ fn compare(kinds: &[&str]) {
         filled.batches,
         filled.bytes as f64 / filled.events as f64
     );
-    println!("| destination | at once | events/s | CPU s | CPU µs an event | peak MB | counterpart's CPU s |");
-    println!("|---|---|---|---|---|---|---|");
+    println!("| destination | at once | sent | events/s | CPU s | CPU µs an event | peak MB | counterpart's CPU s |");
+    println!("|---|---|---|---|---|---|---|---|");
     let wanted = |target: &&Target| kinds.is_empty() || kinds.contains(&target.kind);
     for target in TARGETS.iter().filter(wanted) {
         run(target, &dir.path().join("backlog"), filled.events);
@@ -125,17 +132,19 @@ fn run(target: &Target, backlog: &Path, events: u64) {
         .split_whitespace()
         .filter_map(|number| number.parse().ok())
         .collect();
-    let [seconds, cpu, peak_kb, delivered] = numbers[..] else {
+    let [seconds, cpu, peak_kb, delivered, skipped] = numbers[..] else {
         panic!("the drain's process ended with {}: {text}", output.status);
     };
-    assert_eq!(delivered as u64, events, "events the drain counted as delivered");
+    let (delivered, skipped) = (delivered as u64, skipped as u64);
+    assert_eq!(delivered + skipped, events, "events the drain counted");
     let served = counterpart.map(Counterpart::end);
     let received = served.map_or_else(|| backlog::lines(&out), |(received, _)| received);
-    assert_eq!(received, events, "events that arrived");
+    assert_eq!(received, delivered, "events that arrived");
     println!(
-        "| {} | {} | {:.0} | {cpu:.2} | {:.2} | {:.0} | {} |",
+        "| {} | {} | {:.0} % | {:.0} | {cpu:.2} | {:.2} | {:.0} | {} |",
         target.kind,
         target.concurrency,
+        100.0 * delivered as f64 / events as f64,
         events as f64 / seconds,
         cpu * 1e6 / events as f64,
         peak_kb / 1000.0,
@@ -143,8 +152,8 @@ fn run(target: &Target, backlog: &Path, events: u64) {
     );
 }
 
-/// Delivers the backlog in `folder` as its configuration says and prints seconds, CPU seconds, peak memory in kB and
-/// the events counted as delivered.
+/// Delivers the backlog in `folder` as its configuration says and prints seconds, CPU seconds, peak memory in kB,
+/// and the events counted as delivered and as skipped.
 fn drain_in(folder: &Path) {
     let text = fs::read_to_string(folder.join("config.yaml")).expect("the configuration is there");
     let (config, _) = Config::parse(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
@@ -177,7 +186,13 @@ fn drain_in(folder: &Path) {
         stop.soft.cancel();
         assert_eq!(drain.await.expect("no panic"), Ending::Drained);
         queue.close().await;
-        println!("{elapsed} {cpu} {} {}", peak_kb(), delivered(&metrics));
+        let count = |what: &str| counted(&metrics, &format!("flagtap_destination_events_{what}_total{{"));
+        println!(
+            "{elapsed} {cpu} {} {} {}",
+            peak_kb(),
+            count("delivered"),
+            count("skipped")
+        );
     });
 }
 
@@ -189,8 +204,7 @@ fn waiting(queue: &dyn Queue) -> u64 {
         .sum()
 }
 
-fn delivered(metrics: &Metrics) -> u64 {
-    let name = "flagtap_destination_events_delivered_total{";
+fn counted(metrics: &Metrics, name: &str) -> u64 {
     let text = metrics.render();
     let lines = text.lines().filter(|line| line.starts_with(name));
     lines
