@@ -3,12 +3,26 @@
 use super::Config;
 
 /// Kind by LaunchDarkly's name, `config` of Terraform, `config` of REST, and the same in our own words.
-const PASTED: [(&str, &str, &str, &str); 1] = [(
-    "kinesis",
-    r#"{ "region": "eu-west-1", "role_arn": "arn:aws:iam::123456789012:role/ld", "stream_name": "ld-events" }"#,
-    r#"{ "region": "eu-west-1", "roleArn": "arn:aws:iam::123456789012:role/ld", "streamName": "ld-events" }"#,
-    "kinesis: { region: eu-west-1, role_arn: 'arn:aws:iam::123456789012:role/ld', stream_name: ld-events }",
-)];
+const PASTED: [(&str, &str, &str, &str); 3] = [
+    (
+        "kinesis",
+        r#"{ "region": "eu-west-1", "role_arn": "arn:aws:iam::123456789012:role/ld", "stream_name": "ld-events" }"#,
+        r#"{ "region": "eu-west-1", "roleArn": "arn:aws:iam::123456789012:role/ld", "streamName": "ld-events" }"#,
+        "kinesis: { region: eu-west-1, role_arn: 'arn:aws:iam::123456789012:role/ld', stream_name: ld-events }",
+    ),
+    (
+        "segment",
+        r#"{ "write_key": "k", "user_id_context_kind": "user", "anonymous_id_context_kind": "device" }"#,
+        r#"{ "writeKey": "k", "userIDContextKind": "user", "anonymousIDContextKind": "device" }"#,
+        "segment: { write_key: k, anonymous_id_context_kind: device }",
+    ),
+    (
+        "mparticle",
+        r#"{ "api_key": "k", "secret": "s", "environment": "production", "user_identity": "customer_id", "user_identities": "[{\"ldContextKind\":\"org\",\"mparticleUserIdentity\":\"other\"}]" }"#,
+        r#"{ "apiKey": "k", "secret": "s", "environment": "production", "userIdentity": "customer_id", "userIdentities": [{ "ldContextKind": "org", "mparticleUserIdentity": "other" }] }"#,
+        "mparticle: { api_key: k, secret: s, environment: production, user_identity: customer_id, user_identities: [{ ld_context_kind: org, mparticle_user_identity: other }] }",
+    ),
+];
 
 fn parse(destination: &str) -> Result<Config, String> {
     let text = format!(

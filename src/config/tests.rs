@@ -64,12 +64,7 @@ fn paths(text: &str) -> BTreeSet<String> {
         let Some((key, _)) = rest.split_once(':') else { continue };
         stack.retain(|(outer, _)| *outer < indent);
         let parent = stack.last().map(|(_, path)| path.as_str()).unwrap_or_default();
-        let lists = [
-            "environments",
-            "destinations",
-            "destinations[].mparticle.user_identities",
-        ];
-        let parent = if lists.contains(&parent) {
+        let parent = if ["environments", "destinations"].contains(&parent) || parent.ends_with(".user_identities") {
             format!("{parent}[]")
         } else {
             parent.to_owned()
