@@ -193,7 +193,8 @@ fn damage_is_named_and_set_aside() {
     let repaired = flagtap("queue repair --json", &config);
     assert_eq!(repaired.code, Some(0), "{repaired:?}");
     let moved = repaired.json()["moved"][0]["name"].as_str().unwrap().to_owned();
-    let bytes = fs::read(setup.queue().join("quarantine").join(&moved).join("db")).unwrap();
+    let as_found = repaired.json()["moved"][1]["name"].as_str().unwrap().to_owned();
+    let bytes = fs::read(setup.queue().join("quarantine").join(&as_found).join("db")).unwrap();
     assert_eq!(bytes, vec![0xff; 100_000]);
     assert_eq!(flagtap("queue verify", &config).code, Some(0));
     assert!(flagtap("queue inspect", &config).out.contains(&moved));

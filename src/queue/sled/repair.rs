@@ -1,11 +1,14 @@
 //! Sets aside what cannot be read, on a stopped directory.
 //!
-//! Changes nothing by itself: what is unreadable is found on copies, and moved by the engine, which does the same when a
-//! reader meets it. So a repaired queue is as one that a running relay has come across, and its losses are counted the
-//! same way. No limit of the configuration is applied: what waits stays, however old or large.
+//! What cannot be read is found on copies, copied to the quarantine as it was found (sled rewrites files when it opens
+//! them), and then moved by the engine, which does the same when a reader meets it. So a repaired queue is as one that a
+//! running relay has come across, and its losses are counted the same way. No limit of the configuration is applied:
+//! what waits stays, however old or large.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use super::inspect::{InspectError, Inspection, SetAside};
 use super::{Message, SledQueue};
@@ -21,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Repair {
     /// What was found damaged before.
     pub verification: Verification,
-    /// What was moved to the folder `quarantine`.
+    /// What is new in the folder `quarantine`: damaged parts as they were found, and what the engine moved there.
     pub moved: Vec<SetAside>,
 }
 
@@ -36,6 +39,7 @@ pub async fn repair(root: &Path) -> Result<Repair, InspectError> {
     let verification = inspection.verify()?;
     let before = inspection.quarantine().map_err(|error| inspection.failed(&error))?;
     if verification.damaged > 0 {
+        keep_as_found(root, &verification).map_err(|error| inspection.failed(&error))?;
         let queue = open(root, 0).await?;
         for (first, why) in &verification.unreadable {
             let (first, why) = (*first, why.clone());
@@ -47,6 +51,36 @@ pub async fn repair(root: &Path) -> Result<Repair, InspectError> {
     let mut moved = inspection.quarantine().map_err(|error| inspection.failed(&error))?;
     moved.retain(|part| !before.contains(part));
     Ok(Repair { verification, moved })
+}
+
+/// Copies the parts that will not stay to the quarantine.
+fn keep_as_found(root: &Path, verification: &Verification) -> io::Result<()> {
+    for (first, _) in &verification.unreadable {
+        let part = root.join("generations").join(format!("{first:020}"));
+        let quarantine = root.join("quarantine");
+        let kept = (1..)
+            .map(|number| quarantine.join(format!("generation-{first:020}-as-found-{number}")))
+            .find(|place| !place.exists());
+        if let Some(place) = kept {
+            copy_folder(&part, &place)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &place)?;
+        } else if entry.file_type()?.is_file() {
+            // Permissions come along.
+            fs::copy(entry.path(), place)?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens a stopped queue to change it: no limit removes anything, and every cursor stays as it is. `headroom_bytes` of the
@@ -81,7 +115,6 @@ pub async fn open(root: &Path, headroom_bytes: u64) -> Result<SledQueue, Inspect
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::path::PathBuf;
     use std::sync::Arc;
 
@@ -152,7 +185,7 @@ mod tests {
         );
         assert!(!repaired.verification.is_uncounted);
         assert_eq!(repaired.verification.damage[0].part, Some(3));
-        assert_eq!(repaired.moved.len(), 1);
+        assert_eq!(repaired.moved.len(), 2, "as it was found, and as the engine left it");
         let queue = rig.open().await;
         let mut lake = consumer(&queue, LAKE).await;
         assert_eq!(take(&mut lake, 3).await[0].0, Position(6));
@@ -200,7 +233,7 @@ mod tests {
         let repaired = repair(rig.path()).await.unwrap();
         assert_eq!(repaired.verification.cost, cost(6, 6));
         assert!(!repaired.verification.is_uncounted);
-        assert_eq!(repaired.moved.len(), 1);
+        assert_eq!(repaired.moved.len(), 2, "as it was found, and as the engine left it");
     }
 
     #[tokio::test]

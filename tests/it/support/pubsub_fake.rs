@@ -209,6 +209,11 @@ impl FakePubsub {
         self.state.lock().unwrap().connections
     }
 
+    /// Returns how many publishes came since [`received`](Self::received) was last asked.
+    pub(crate) fn count(&self) -> usize {
+        self.state.lock().unwrap().received.len()
+    }
+
     /// Returns every publish so far, and forgets them.
     pub(crate) fn received(&self) -> Vec<Publish> {
         std::mem::take(&mut self.state.lock().unwrap().received)
