@@ -5,6 +5,7 @@
 
 mod admin_api;
 mod commands;
+mod corruption;
 mod crash;
 mod disk_full;
 mod docs;

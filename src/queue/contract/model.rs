@@ -23,7 +23,7 @@ use super::*;
 const NAMES: [&str; 2] = [LAKE, CDP];
 
 /// Cases of each test in `make test`; `FLAGTAP_MODEL_CASES` says how many otherwise.
-const CASES: u32 = 250;
+const CASES: u32 = 350;
 
 #[derive(Clone, Debug)]
 enum Step {

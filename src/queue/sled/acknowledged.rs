@@ -43,6 +43,8 @@ pub(super) struct Acknowledged {
     /// The number of the last write.
     number: u64,
     known: Known,
+    /// It held something, and nothing that checks.
+    is_damaged: bool,
 }
 
 impl Acknowledged {
@@ -51,7 +53,12 @@ impl Acknowledged {
         let mut options = OpenOptions::new();
         let file = open_file(path, options.create(true).read(true).write(true).truncate(false))?;
         let (number, known) = newest(&file);
-        Ok(Self { file, number, known })
+        Ok(Self {
+            is_damaged: number == 0 && file.metadata()?.len() > 0,
+            file,
+            number,
+            known,
+        })
     }
 
     /// Returns what the file says, without opening it for writing; nothing known if there is none.
@@ -66,6 +73,11 @@ impl Acknowledged {
     /// Returns what the file said when it was opened, or was told since.
     pub(super) fn known(&self) -> &Known {
         &self.known
+    }
+
+    /// Returns whether a generation that begins at `first` may hold something that was acknowledged.
+    pub(super) fn reaches_into(&self, first: u64) -> bool {
+        self.is_damaged || self.known.tail > first
     }
 
     /// Keeps what is durable now. Does nothing if nothing changed.

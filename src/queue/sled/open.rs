@@ -75,10 +75,10 @@ impl Store {
         let directory = Directory::open(&settings.path)?;
         let dead_letters = DeadLetters::open(directory.dead_letters(), &directory.free_place("dead-letters"))?;
         let acknowledged = Acknowledged::open(&directory.acknowledged())?;
-        let mut found = find(&directory, acknowledged.known())?;
+        let mut found = find(&directory, &acknowledged)?;
         let fresh = Loaded {
             state: super::layout::State {
-                tail: found.floor,
+                // What is known beside counts on from here; where to write next is a matter of the floor.
                 totals: found.totals.clone(),
                 ..super::layout::State::default()
             },
@@ -160,7 +160,7 @@ impl Loaded {
     }
 }
 
-fn find(directory: &Directory, known: &Known) -> Result<Found, OpenError> {
+fn find(directory: &Directory, acknowledged: &Acknowledged) -> Result<Found, OpenError> {
     let mut found = Found {
         starts: BTreeMap::new(),
         loaded: None,
@@ -176,7 +176,7 @@ fn find(directory: &Directory, known: &Known) -> Result<Found, OpenError> {
             Ok(start) => found.begin(first, start),
             Err(failure @ (Failure::Passing(_) | Failure::Removed)) => return Err(failure.into()),
             // A process that ended while it began a generation leaves a directory without anything in it.
-            Err(_) if !path.join("db").exists() && known.tail <= first => directory.remove(first)?,
+            Err(_) if !path.join("db").exists() && !acknowledged.reaches_into(first) => directory.remove(first)?,
             Err(failure) => match Start::restore(&path, first)? {
                 Some(start) => {
                     warn!(error = %failure, generation = first, "a start file of the queue is written anew");
@@ -199,7 +199,7 @@ fn find(directory: &Directory, known: &Known) -> Result<Found, OpenError> {
                 break;
             }
             // Its first write never got to the disk, so nothing in it was acknowledged.
-            Err(Failure::Stateless) if known.tail <= first => {
+            Err(Failure::Stateless) if !acknowledged.reaches_into(first) => {
                 directory.remove(first)?;
                 found.starts.remove(&first);
                 found.floor = found.floor.max(first);

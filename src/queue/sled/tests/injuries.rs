@@ -26,6 +26,10 @@ const CASES: u32 = 1000;
 /// How long a case may take: everything the engine does with damage is bounded.
 const BOUND: Duration = Duration::from_secs(30);
 
+/// Records of four generations, and of one alone.
+const MANY: u32 = 24;
+const FEW: u32 = 5;
+
 const PAGE: usize = 4096;
 
 /// A file as it was prepared: its length and what of it is not zero.
@@ -78,12 +82,13 @@ fn injury() -> impl Strategy<Value = Injury> {
     ]
 }
 
-/// Scenario: one injury to one file of a queue that was closed, or killed, with records of three generations waiting.
+/// Scenario: one injury to one file of a queue that was closed, or killed, with records of several generations waiting.
 /// Guarantees: see the head of this file.
 #[test]
 fn no_single_injury_stops_the_queue_or_costs_more_than_it_hit() {
     let runtime = Runtime::new().unwrap();
-    let templates = [true, false].map(|closed| runtime.block_on(Template::prepare(closed)));
+    let kinds = [(true, MANY), (false, MANY), (false, FEW)];
+    let templates = kinds.map(|(closed, records)| runtime.block_on(Template::prepare(closed, records)));
     let cases = env::var("FLAGTAP_INJURIES").ok().and_then(|text| text.parse().ok());
     let mut config = Config::with_cases(cases.unwrap_or(CASES));
     config.source_file = Some(file!());
@@ -91,8 +96,8 @@ fn no_single_injury_stops_the_queue_or_costs_more_than_it_hit() {
     config.max_shrink_iters = 0;
     let started = Instant::now();
     let mut runner = TestRunner::new(config.clone());
-    let outcome = runner.run(&(any::<bool>(), injury()), |(closed, injury)| {
-        let template = &templates[usize::from(closed)];
+    let outcome = runner.run(&(any::<Index>(), injury()), |(kind, injury)| {
+        let template = kind.get(&templates);
         let case = runtime.block_on(async { timeout(BOUND, template.survive(&injury)).await });
         match case {
             Ok(Ok(())) => Ok(()),
@@ -111,7 +116,7 @@ fn no_single_injury_stops_the_queue_or_costs_more_than_it_hit() {
 #[test]
 fn no_byte_of_the_small_files_is_trusted_unchecked() {
     let runtime = Runtime::new().unwrap();
-    let template = runtime.block_on(Template::prepare(false));
+    let template = runtime.block_on(Template::prepare(false, MANY));
     let mut cases = 0;
     for (number, file) in template.files.iter().enumerate() {
         let name = file.path.file_name().unwrap().to_string_lossy();
@@ -144,14 +149,14 @@ struct Injured {
 }
 
 impl Template {
-    /// Four generations for two destinations, one of them half way; a note; dead letters. Closed, or as a kill leaves it.
-    async fn prepare(closed: bool) -> Self {
+    /// Generations for two destinations, one of them half way; a note; dead letters. Closed, or as a kill leaves it.
+    async fn prepare(closed: bool, records: u32) -> Self {
         let rig = rig();
         let queue = rig.open().await;
         let mut lake = consumer(&queue, LAKE).await;
         let mut written = BTreeMap::new();
         let mut waiting = BTreeMap::from([(LAKE, BTreeSet::new()), (CDP, BTreeSet::new())]);
-        for number in 0..24_u32 {
+        for number in 0..records {
             let to: &[&str] = match number % 4 {
                 0 => &[LAKE],
                 1 => &[CDP],
@@ -167,8 +172,8 @@ impl Template {
                     positions.insert(position);
                 }
             }
-            if number == 12 {
-                let settled = take(&mut lake, 3).await[2].0;
+            if number == records / 2 {
+                let settled = take(&mut lake, 2).await[1].0;
                 within(lake.commit(Some(settled), &[7; 3_000])).await.unwrap();
                 waiting.get_mut(LAKE).unwrap().retain(|position| *position > settled.0);
             }
@@ -189,7 +194,7 @@ impl Template {
             waiting,
             letters: letters.len(),
         };
-        assert_eq!(template.firsts.len(), 4);
+        assert_eq!(template.firsts.len(), if records == MANY { 4 } else { 1 });
         template
     }
 
@@ -358,7 +363,9 @@ impl Template {
                     .sum()
             };
             let (lost, counted) = (events(&mut missing.iter()), sum(&stats.corrupt) + sum(&stats.evicted));
-            if lost > counted {
+            // Both witnesses of the end of the log were hit: then it is known that a part is gone, not what was in it.
+            let is_uncountable = touches("acknowledged") && hit.contains(&newest) && queue.stats().quarantined > 0;
+            if lost > counted && !is_uncountable {
                 return Err(format!(
                     "{name} lost {lost} events at {missing:?} and counted {counted}; {stats:?}"
                 ));
