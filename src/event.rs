@@ -3,6 +3,7 @@
 //! Events are never re-encoded: `json` is the slice of the request body that held the event, so numbers, key order
 //! and escapes reach the destination as the SDK wrote them.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -98,8 +99,56 @@ pub struct Event {
     pub kind: Kind,
     /// `trackEvents: true` was present. Only PHP SDKs send it; for all others its absence means nothing.
     pub track_events: bool,
+    /// Where the string `key` stands: the flag's key, or the name of a custom event.
+    pub key: Option<Span>,
+    /// Where `reason` stands, if it is an object.
+    pub reason: Option<Span>,
     /// The event's JSON object, byte for byte as the SDK sent it.
     pub json: Bytes,
+}
+
+impl Event {
+    /// Returns the text of `key`. `None` if there is none, or none that is valid Unicode.
+    pub fn key(&self) -> Option<Cow<'_, str>> {
+        let written = self.text(self.key?)?;
+        let quoted = written.get(1..written.len().checked_sub(1)?)?;
+        if quoted.contains('\\') {
+            serde_json::from_str(written).ok().map(Cow::Owned)
+        } else {
+            Some(Cow::Borrowed(quoted))
+        }
+    }
+
+    /// Returns `reason` as it was written: a JSON object.
+    pub fn reason(&self) -> Option<&str> {
+        self.text(self.reason?)
+    }
+
+    fn text(&self, span: Span) -> Option<&str> {
+        let bytes = self.json.get(span.start as usize..span.end as usize)?;
+        std::str::from_utf8(bytes).ok()
+    }
+}
+
+/// A piece of an event's JSON, by the bytes where it begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Returns the place of `part` within `whole`, which it must be a slice of. `None` if it is not, or lies beyond
+    /// 4 GiB.
+    pub fn of(part: &str, whole: &str) -> Option<Self> {
+        let start = part.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
+        let end = start.checked_add(part.len())?;
+        (end <= whole.len()).then_some(())?;
+        Some(Self {
+            start: u32::try_from(start).ok()?,
+            end: u32::try_from(end).ok()?,
+        })
+    }
 }
 
 /// The `X-LaunchDarkly-Event-Schema` of a payload.

@@ -1,5 +1,6 @@
 //! The backlog: recorded SDK traffic, decoded and selected as the relay does it, in the queue on disk.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use flagtap::coverage::Environment;
 use flagtap::export::selection::{self, Judgement, Selection};
 use flagtap::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
 use flagtap::platform::{Captured, Platform, Route};
@@ -160,11 +162,13 @@ fn record(platform: &LaunchDarkly, line: &str) -> Option<Record> {
     };
     let batch = platform.decode(&captured).ok()?;
     let selection = Selection::new(selection::Settings::default());
-    let kept = |event: &flagtap::event::Event| selection.judge(batch.schema, event) == Judgement::Keep;
+    let flags = Environment::new("bench", HashMap::new());
+    let sights = flags.first_sights(0);
+    let judge = selection.judge(batch.schema, &batch.sdk, &sights);
     let events: Vec<RecordEvent> = batch
         .events
         .iter()
-        .filter(|event| kept(event))
+        .filter(|event| matches!(judge.event(event), Judgement::Keep { .. }))
         .map(|event| RecordEvent {
             index: event.index,
             kind: event.kind,

@@ -1,17 +1,19 @@
-//! The telemetry port: `/livez`, `/readyz`, `/metrics` and `/status`. No data, no secrets, nothing that changes state.
+//! The telemetry port: `/livez`, `/readyz`, `/metrics`, `/status` and `/coverage`. No data but flag
+//! keys, no secrets, nothing that changes state.
 //!
 //! `/livez`   200 while the process serves at all.
 //! `/readyz`  200 from the moment the relay listens until it is asked to stop. It does not depend on the upstream, the
 //!            queue or a destination: in a sidecar our readiness is the application's.
 //! `/metrics` Prometheus text, see `docs/metrics.md`.
 //! `/status`  JSON for people: is the tee on, what waits, which destination is in trouble and why.
+//! `/coverage` JSON: flags with what becomes of their events (see `coverage/report.rs`); `?environment=NAME` for one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::Value;
@@ -28,7 +30,12 @@ pub struct Telemetry {
     pub sample: Box<dyn Fn() + Send + Sync>,
     /// Returns the status document.
     pub status: Box<dyn Fn() -> Value + Send + Sync>,
+    /// Returns the coverage document, of one environment if its name is given.
+    pub coverage: Box<CoverageOf>,
 }
+
+/// Returns the coverage document of the environment with this name, of all without one.
+pub type CoverageOf = dyn Fn(Option<&str>) -> Value + Send + Sync;
 
 /// Returns what the telemetry port serves.
 pub fn routes(telemetry: Arc<Telemetry>) -> Router {
@@ -37,6 +44,7 @@ pub fn routes(telemetry: Arc<Telemetry>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/coverage", get(coverage))
         .with_state(telemetry)
 }
 
@@ -59,6 +67,14 @@ async fn metrics(State(telemetry): State<Arc<Telemetry>>) -> Response {
 
 async fn status(State(telemetry): State<Arc<Telemetry>>) -> Response {
     let text = serde_json::to_string_pretty(&(telemetry.status)()).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response()
+}
+
+async fn coverage(State(telemetry): State<Arc<Telemetry>>, uri: Uri) -> Response {
+    // Names of environments need no escapes.
+    let query = uri.query().unwrap_or_default().split('&');
+    let environment = query.filter_map(|pair| pair.strip_prefix("environment=")).next_back();
+    let text = serde_json::to_string_pretty(&(telemetry.coverage)(environment)).unwrap_or_default();
     ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response()
 }
 
@@ -91,6 +107,7 @@ mod tests {
             ready: Arc::new(AtomicBool::new(false)),
             sample: Box::new(move || sampled.gauge(&QUEUE_AVAILABLE, &[]).set(1.0)),
             status: Box::new(|| serde_json::json!({ "tee": "on" })),
+            coverage: Box::new(|environment| serde_json::json!({ "of": environment })),
         });
         assert_eq!(fetch(&telemetry, "/livez").await.0, StatusCode::OK);
         assert_eq!(fetch(&telemetry, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
@@ -103,6 +120,9 @@ mod tests {
                 .contains("flagtap_queue_available 1")
         );
         assert!(fetch(&telemetry, "/status").await.1.contains("\"tee\": \"on\""));
+        assert!(fetch(&telemetry, "/coverage").await.1.contains("\"of\": null"));
+        let one = fetch(&telemetry, "/coverage?x&environment=a").await.1;
+        assert!(one.contains("\"of\": \"a\""), "{one}");
         assert_eq!(fetch(&telemetry, "/anything").await.0, StatusCode::NOT_FOUND);
     }
 }

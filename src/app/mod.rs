@@ -8,6 +8,8 @@
 
 mod drains;
 mod files;
+mod flags;
+mod relay;
 mod status;
 
 use std::net::SocketAddr;
@@ -28,22 +30,16 @@ use tracing::{info, warn};
 use crate::admin;
 use crate::admin::api::{self, Api};
 use crate::admin::telemetry::{self, Telemetry};
-use crate::config::{self, Config, Engine, Environment};
+use crate::config::{self, Config, Engine};
 use crate::drain;
-use crate::export::selection::{self, Selection};
-use crate::inflate::InflateLimits;
 use crate::metrics::{
     BUILD_INFO, DESTINATION_CORRUPT, DESTINATION_DEAD, DESTINATION_DELIVERED, DESTINATION_EVICTED, DESTINATION_QUEUED,
     DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics,
 };
 use crate::platform::Platform;
-use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
-use crate::proxy::forward::Upstream;
-use crate::proxy::forward::connect::connector;
 use crate::proxy::listen::Listening;
-use crate::proxy::listen::tls::{Tls, TlsFiles};
-use crate::proxy::tee::{Tee, TeeEnvironment, TeeSettings};
-use crate::proxy::{self, ConnectionLimits, OnFailure, Relay, RelaySettings, UpstreamSettings, When, listen};
+use crate::proxy::tee::Tee;
+use crate::proxy::{self, Relay, listen};
 use crate::queue::memory::MemoryQueue;
 use crate::queue::observed::Observed;
 use crate::queue::sled::SledQueue;
@@ -51,6 +47,9 @@ use crate::queue::{self, Queue, Stats, system_clock};
 use crate::shutdown::Shutdown;
 
 use drains::Drains;
+use flags::Flags;
+pub(crate) use relay::platform;
+use relay::{connection_limits, relay_settings, tee_environments, tee_settings, tls, upstream};
 
 /// How often gauges are brought up to date and histograms folded without a scrape.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -83,6 +82,8 @@ pub struct App {
     grace: config::Grace,
     stop_listening: CancellationToken,
     stop_helpers: CancellationToken,
+    stop_keeping: CancellationToken,
+    keeping: JoinHandle<()>,
     serving: JoinHandle<()>,
     helpers: TaskTracker,
 }
@@ -113,6 +114,8 @@ impl App {
             .iter()
             .map(|destination| destination.name.clone())
             .collect();
+        // Before the queue: its lock keeps a second process from writing what this one reads.
+        let flags = Flags::load(&config);
         let queue = Arc::new(Observed::new(
             engine(&config, &names),
             Arc::clone(&metrics),
@@ -128,7 +131,7 @@ impl App {
         let tee = Tee::new(
             Arc::clone(&platform),
             Arc::clone(&queue) as Arc<dyn Queue>,
-            config.environments.iter().map(tee_environment).collect(),
+            tee_environments(&config, &flags),
             tee_settings(&config),
             Arc::clone(&metrics),
         );
@@ -139,12 +142,16 @@ impl App {
         let stack = proxy::stack(handler, settings.requests, &metrics);
 
         let (stop_listening, stop_helpers) = (CancellationToken::new(), CancellationToken::new());
+        let stop_keeping = CancellationToken::new();
         let helpers = TaskTracker::new();
         if let Some(tls) = &tls {
             helpers.spawn(Arc::clone(tls).watch(TLS_INTERVAL, stop_helpers.clone()));
         }
         // Not to the very end: a queue that is closed on purpose is no queue that is not available.
         helpers.spawn(sample(Arc::clone(&queue), Arc::clone(&metrics), stop_listening.clone()));
+        let kept = Arc::clone(&queue) as Arc<dyn Queue>;
+        // Until nothing is received any more, and while the queue still has its folder.
+        let keeping = tokio::spawn(flags.clone().keep(kept, stop_keeping.clone()));
         let ready = Arc::new(AtomicBool::new(true));
         let shown = Arc::new(Telemetry {
             metrics: Arc::clone(&metrics),
@@ -157,6 +164,7 @@ impl App {
                 let (queue, shown) = (Arc::clone(&queue), drains.statuses());
                 Box::new(move || status::document(&queue.stats(), &shown))
             },
+            coverage: Box::new(move |environment| flags.document(environment)),
         });
         let routes = telemetry::routes(shown);
         helpers.spawn(admin::serve(telemetry_listener, routes, stop_helpers.clone()));
@@ -198,6 +206,8 @@ impl App {
             grace: config.shutdown,
             stop_listening,
             stop_helpers,
+            stop_keeping,
+            keeping,
             serving,
             helpers,
         })
@@ -251,6 +261,8 @@ impl App {
         // The last quarter is for the destinations' answers that are still awaited, and its second half for the queue: a
         // destination that hangs must not take that too.
         self.drains.stop(end - reserve / 4, end - reserve / 8).await;
+        self.stop_keeping.cancel();
+        let _ = timeout_at(end, self.keeping).await;
         let waiting = attached(&self.queue.stats());
         if timeout_at(end, self.queue.close()).await.is_err() {
             warn!("the queue did not close in time; what was acknowledged is on disk all the same");
@@ -394,101 +406,4 @@ async fn destinations(config: &Config) -> Vec<drains::Spec> {
         });
     }
     specs
-}
-
-fn platform(config: &Config) -> LaunchDarkly {
-    let limits = DecodeLimits {
-        inflate: InflateLimits {
-            bytes: usize::try_from(config.tee.max_decompressed.0).unwrap_or(usize::MAX),
-            ..InflateLimits::default()
-        },
-        ..DecodeLimits::default()
-    };
-    LaunchDarkly::new(config.environments.iter().map(credentials).collect(), limits)
-}
-
-fn credentials(environment: &Environment) -> EnvironmentCredentials {
-    let named = EnvironmentCredentials::new(&environment.name);
-    let Some(credentials) = &environment.credentials else {
-        return named;
-    };
-    let keys = credentials.sdk_keys.iter().chain(&credentials.mobile_keys);
-    let with_keys = keys.fold(named, |named, key| named.with_key(key.expose()));
-    credentials
-        .client_side_ids
-        .iter()
-        .fold(with_keys, |named, id| named.with_client_side_id(id))
-}
-
-fn tee_environment(environment: &Environment) -> TeeEnvironment {
-    TeeEnvironment {
-        name: environment.name.clone(),
-        project_id: environment.project_id.clone(),
-        environment_id: environment.environment_id.clone(),
-        selection: Selection::new(selection::Settings {
-            kinds: environment.export.kinds.clone(),
-        }),
-        destinations: environment.destinations.clone(),
-    }
-}
-
-fn tee_settings(config: &Config) -> TeeSettings {
-    TeeSettings {
-        when: match config.tee.when {
-            config::When::NotRejected => When::NotRejected,
-            config::When::Accepted => When::Accepted,
-        },
-        payload_window: config.dedupe.window,
-        body_window: config.dedupe.body_window,
-        decoded_bytes: usize::try_from(config.tee.max_decompressed.0.saturating_mul(2)).unwrap_or(usize::MAX),
-    }
-}
-
-fn relay_settings(config: &Config) -> RelaySettings {
-    let bytes = |size: crate::units::ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
-    RelaySettings {
-        max_body: bytes(config.tee.max_body),
-        max_in_flight: bytes(config.tee.max_in_flight),
-        body_timeout: config.limits.body_timeout,
-        append_timeout: config.tee.append_timeout,
-        on_failure: match config.tee.on_failure {
-            config::OnFailure::Pass => OnFailure::Pass,
-            config::OnFailure::Refuse => OnFailure::Refuse,
-        },
-        // An HTTP/1.1 connection has one request at a time; the limit bites only for HTTP/2's many streams.
-        requests: config.limits.connections,
-    }
-}
-
-fn connection_limits(config: &Config, seats: usize) -> ConnectionLimits {
-    ConnectionLimits {
-        connections: seats,
-        headers: config.limits.headers,
-        header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
-        header_timeout: config.limits.header_timeout,
-        idle_timeout: config.limits.idle_timeout,
-    }
-}
-
-fn upstream(config: &Config) -> anyhow::Result<Upstream> {
-    let settings = UpstreamSettings {
-        url: config.upstream.url.clone(),
-        timeout: config.upstream.timeout,
-        idle_timeout: config.upstream.idle_timeout,
-        max_idle: config.upstream.max_idle,
-        max_headers: config.limits.headers,
-        max_head_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
-    };
-    let ca_file = config.upstream.ca_file.as_deref();
-    let connector = connector(&settings.url, config.upstream.connect_timeout, ca_file)?;
-    Ok(Upstream::new(&settings, connector)?)
-}
-
-fn tls(files: &config::Tls) -> anyhow::Result<Tls> {
-    let files = TlsFiles {
-        certificate: files.certificate.clone(),
-        key: files.key.clone(),
-        client_ca: files.client_ca.clone(),
-    };
-    Tls::load(files).context("cannot set up TLS (`listen.tls`)")
 }

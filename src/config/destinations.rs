@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{positive, read_name};
 use crate::backoff::Backoff;
 use crate::destination::{self, ALIASES, KINDS, Settings, file};
+use crate::export::narrow::Narrow;
 use crate::problems::Place;
 use crate::section::{Leaf as _, Section};
 
@@ -20,6 +21,8 @@ pub struct Destination {
     pub retry: Backoff,
     /// The most requests under way at a time; 1 to 32.
     pub concurrency: usize,
+    /// What it gets of what environments export.
+    pub narrow: Narrow,
 }
 
 /// One request at a time keeps the order, and a crash repeats no more than that one.
@@ -43,6 +46,7 @@ impl Destination {
             settings: Settings::File(file::Settings::at(PathBuf::from("./flagtap-export"))),
             retry: RETRY,
             concurrency: usize::from(CONCURRENCY),
+            narrow: Narrow::default(),
         }
     }
 }
@@ -68,6 +72,7 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
         let message = format!("must be from 1 to {MOST_CONCURRENCY}");
         section.problem(Some("concurrency"), message);
     }
+    let narrow = Narrow::read(section);
     let settings = section
         .kind(KINDS)
         .and_then(|kind| {
@@ -82,6 +87,7 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
         settings,
         retry,
         concurrency: usize::from(concurrency),
+        narrow,
     });
     ReadDestination { name, value }
 }

@@ -1,6 +1,6 @@
 //! The key `environments`: whose events are exported, which of them, and where to.
 
-use super::{Name, read_name};
+use super::{Name, read_name, selection};
 use crate::event::Kind;
 use crate::export::selection::Settings;
 use crate::problems::Place;
@@ -62,14 +62,6 @@ pub(super) struct ReadEnvironment {
     pub(super) value: Option<Environment>,
 }
 
-crate::choices! {
-    /// Which flags' events are exported.
-    enum Flags {
-        /// Every flag's.
-        All = "all",
-    }
-}
-
 impl Leaf for Kind {
     fn expected() -> String {
         let names: Vec<&str> = Self::EXPORTABLE.into_iter().map(Self::as_str).collect();
@@ -111,7 +103,7 @@ fn read(section: &mut Section<'_>) -> ReadEnvironment {
     let has_credentials = section.has("credentials");
     let mut all = Vec::new();
     let credentials = section.section("credentials", |section| read_credentials(section, &mut all));
-    let export = section.section("export", read_export).unwrap_or_default();
+    let export = section.section("export", selection::read).unwrap_or_default();
     let destinations: Vec<(String, Place)> = section
         .placed_list::<Name>("destinations")
         .unwrap_or_default()
@@ -231,21 +223,5 @@ fn read_credentials(section: &mut Section<'_>, all: &mut Vec<(Secret, Place)>) -
         sdk_keys: sdk_keys.into_iter().map(|(key, _)| key).collect(),
         mobile_keys: mobile_keys.into_iter().map(|(key, _)| key).collect(),
         client_side_ids: client_side_ids.into_iter().map(|(id, _)| id).collect(),
-    }
-}
-
-fn read_export(section: &mut Section<'_>) -> Settings {
-    let default = Settings::default().kinds;
-    let default = Kind::EXPORTABLE
-        .into_iter()
-        .filter(|kind| default.contains(kind))
-        .collect();
-    let kinds: Vec<Kind> = section.list_or("kinds", default);
-    section.or("flags", Flags::All);
-    if section.is_empty("kinds") {
-        section.warn(Some("kinds"), "is empty: nothing of this environment is exported");
-    }
-    Settings {
-        kinds: kinds.into_iter().collect(),
     }
 }

@@ -9,6 +9,7 @@ mod check;
 mod destinations;
 mod environments;
 mod queue;
+mod selection;
 mod traffic;
 
 use std::fs::File;

@@ -50,6 +50,13 @@ fn known() -> BTreeMap<String, Known> {
     reading.known
 }
 
+/// Mappings whose keys are the user's own.
+const NAMED: [&str; 3] = [
+    "environments[].export.flags.named",
+    "environments[].export.sample.flags",
+    "destinations[].redact.attributes",
+];
+
 /// Returns the paths of all keys in a block-style document.
 fn paths(text: &str) -> BTreeSet<String> {
     let mut stack: Vec<(usize, String)> = Vec::new();
@@ -69,7 +76,9 @@ fn paths(text: &str) -> BTreeSet<String> {
         } else {
             parent.to_owned()
         };
-        let path = if parent.is_empty() {
+        let path = if NAMED.contains(&parent.as_str()) {
+            format!("{parent}.*")
+        } else if parent.is_empty() {
             key.to_owned()
         } else {
             format!("{parent}.{key}")

@@ -12,6 +12,8 @@ pub mod form;
 pub mod id;
 pub mod json;
 mod members;
+pub mod narrow;
+pub mod redact;
 pub mod selection;
 
 pub use self::members::{Member, Members};

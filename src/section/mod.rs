@@ -8,6 +8,7 @@
 //! `config.example.yaml` and `docs/configuration.md` with.
 
 mod leaf;
+mod named;
 mod secrets;
 mod suggest;
 mod tree;
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use crate::problems::{Place, Problems};
 
 pub use leaf::Leaf;
+pub use named::Named;
 use suggest::closest;
 pub use suggest::not_a_choice;
 use tree::{Entry, Node, Value};

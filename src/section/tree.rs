@@ -203,6 +203,8 @@ impl<'text> Builder<'_, 'text> {
 
     fn mapping(&mut self, depth: usize) -> Result<Value, Stop> {
         let mut entries: Vec<Entry> = Vec::new();
+        // A mapping can list thousands of flags.
+        let mut lines: HashMap<String, usize> = HashMap::new();
         let end = self.path.len();
         loop {
             let (event, key_span) = self.next()?;
@@ -217,9 +219,12 @@ impl<'text> Builder<'_, 'text> {
                 }
             };
             self.path = join(&self.path, &printable_key(&key));
-            if let Some(first) = entries.iter().find(|entry| entry.key == key) {
-                let message = format!("is given twice, first in line {}; keep one", first.line);
-                self.problems.error(self.place(&key_span), message);
+            match lines.get(&key) {
+                Some(first) => {
+                    let message = format!("is given twice, first in line {first}; keep one");
+                    self.problems.error(self.place(&key_span), message);
+                }
+                None => drop(lines.insert(key.clone(), key_span.start.line())),
             }
             let (event, span) = self.next()?;
             let node = self.node(event, &span, depth + 1)?;

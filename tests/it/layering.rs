@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 500;
 
 /// Folders whose files are one thing in several files, and may import each other. `*` is any name.
-const UNITS: [&[&str]; 11] = [
+const UNITS: [&[&str]; 12] = [
     &["admin"],
     &["app"],
     &["cli", "demo"],
     &["cli", "queue"],
     &["config"],
+    &["coverage"],
     &["destination", "*"],
     &["drain"],
     &["platform", "launchdarkly"],
@@ -35,8 +36,11 @@ fn level(module: &[String]) -> Option<u8> {
         ["section", ..] => 5,
         ["event" | "metrics", ..] => 10,
         ["record", ..] => 15,
-        ["export", "form", ..] => 22,
+        ["glob"] => 7,
+        ["export", "form" | "selection" | "redact", ..] => 22,
+        ["export", "narrow", ..] => 23,
         ["export", ..] => 20,
+        ["coverage", ..] => 24,
         ["platform" | "queue" | "destination"] => 25,
         ["destination", "answers" | "web"] => 27,
         ["platform" | "queue" | "destination", _, ..] => 30,

@@ -12,7 +12,7 @@ use http::header::CONTENT_ENCODING;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Span};
 use crate::inflate::{InflateError, gunzip};
 use crate::platform::launchdarkly::{DecodeLimits, beacon, headers};
 use crate::platform::{Batch, Captured, Carrier, DecodeError};
@@ -100,12 +100,16 @@ fn split(body: &Bytes, limit: usize) -> Result<Split, DecodeError> {
         if index >= limit {
             return Err(DecodeError::TooManyEvents);
         }
-        let (head, length) = scan(&text[at..])?;
+        let rest = &text[at..];
+        let (head, length) = scan(rest)?;
+        let place = |part: Option<&str>| part.and_then(|part| Span::of(part, rest));
         split.contexts |= head.contexts;
         split.events.push(Event {
             index: u32::try_from(index).map_err(|_| DecodeError::TooManyEvents)?,
             kind: head.kind,
             track_events: head.track_events,
+            key: place(head.key),
+            reason: place(head.reason),
             json: body.slice(at..at + length),
         });
         at = skip_space(text, at + length);
@@ -138,10 +142,10 @@ fn skip_space(text: &str, at: usize) -> usize {
 }
 
 // What the element at the beginning of `text` says it is, and its length.
-fn scan(text: &str) -> Result<(Head, usize), DecodeError> {
+fn scan(text: &str) -> Result<(Head<'_>, usize), DecodeError> {
     let deserializer = serde_json::Deserializer::from_str(text);
     if text.starts_with('{') {
-        let mut elements = deserializer.into_iter::<Head>();
+        let mut elements = deserializer.into_iter::<Head<'_>>();
         match elements.next() {
             Some(Ok(head)) => Ok((head, elements.byte_offset())),
             _ => Err(DecodeError::BrokenJson),
@@ -156,23 +160,29 @@ fn scan(text: &str) -> Result<(Head, usize), DecodeError> {
     }
 }
 
-struct Head {
+struct Head<'a> {
     kind: Kind,
     track_events: bool,
+    // As written, quotes included; only a string.
+    key: Option<&'a str>,
+    // As written; only an object.
+    reason: Option<&'a str>,
     contexts: bool,
 }
 
-impl Default for Head {
+impl Default for Head<'_> {
     fn default() -> Self {
         Self {
             kind: Kind::Other,
             track_events: false,
+            key: None,
+            reason: None,
             contexts: false,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Head {
+impl<'de: 'a, 'a> Deserialize<'de> for Head<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(HeadVisitor)
     }
@@ -181,13 +191,13 @@ impl<'de> Deserialize<'de> for Head {
 struct HeadVisitor;
 
 impl<'de> Visitor<'de> for HeadVisitor {
-    type Value = Head;
+    type Value = Head<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an event")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head<'de>, A::Error> {
         let mut head = Head::default();
         // Values are taken raw: one that is no valid string (a lone surrogate) is no reason to lose a batch.
         // Of duplicates the last counts, as for those who read the export.
@@ -195,6 +205,8 @@ impl<'de> Visitor<'de> for HeadVisitor {
             match name {
                 Name::Kind => head.kind = kind(map.next_value::<&RawValue>()?.get()),
                 Name::TrackEvents => head.track_events = map.next_value::<&RawValue>()?.get() == "true",
+                Name::Key => head.key = beginning_with(map.next_value::<&'de RawValue>()?, '"'),
+                Name::Reason => head.reason = beginning_with(map.next_value::<&'de RawValue>()?, '{'),
                 Name::Context => {
                     map.next_value::<IgnoredAny>()?;
                     head.contexts = true;
@@ -212,6 +224,8 @@ impl<'de> Visitor<'de> for HeadVisitor {
 enum Name {
     Kind,
     TrackEvents,
+    Key,
+    Reason,
     Context,
     Other,
 }
@@ -235,10 +249,16 @@ impl Visitor<'_> for NameVisitor {
         Ok(match name {
             "kind" => Name::Kind,
             "trackEvents" => Name::TrackEvents,
+            "key" => Name::Key,
+            "reason" => Name::Reason,
             "context" | "contextKeys" => Name::Context,
             _ => Name::Other,
         })
     }
+}
+
+fn beginning_with(value: &RawValue, first: char) -> Option<&str> {
+    Some(value.get()).filter(|json| json.starts_with(first))
 }
 
 fn kind(json: &str) -> Kind {

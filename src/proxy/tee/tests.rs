@@ -1,7 +1,7 @@
 //! The tee's table of decisions and its outcomes with their counters, over LaunchDarkly's real protocol and a queue
 //! that answers what the test wants.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -65,6 +65,7 @@ impl Bench {
             project_id: "project".to_owned(),
             environment_id: environment_id.to_owned(),
             selection: Selection::new(selection::Settings::default()),
+            coverage: Arc::new(coverage::Environment::new("production", HashMap::new())),
             destinations: vec!["archive".to_owned(), "lake".to_owned()],
         };
         let settings = TeeSettings {

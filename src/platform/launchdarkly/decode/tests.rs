@@ -62,6 +62,8 @@ fn reads_what_python_6_sends() {
         ("user-agent", "PythonClient/6.10.0"),
     ];
     let batch = decode_with(&headers, None, body.as_bytes(), DecodeLimits::default()).unwrap();
+    assert_eq!(batch.events[0].key().as_deref(), Some("bob-key"));
+    let json = &body[1..body.len() - 1];
     assert_eq!(
         batch,
         Batch {
@@ -76,10 +78,41 @@ fn reads_what_python_6_sends() {
                 index: 0,
                 kind: Kind::Identify,
                 track_events: false,
-                json: Bytes::copy_from_slice(&body.as_bytes()[1..body.len() - 1]),
+                key: Span::of(&json[59..68], json),
+                reason: None,
+                json: Bytes::copy_from_slice(json.as_bytes()),
             }],
         }
     );
+}
+
+#[test]
+fn finds_key_and_reason_however_they_are_written() {
+    let found = |event: &str| {
+        let body = format!("[ {event}]");
+        let batch = decode_with(&[], None, body.as_bytes(), DecodeLimits::default()).unwrap();
+        let event = &batch.events[0];
+        (event.key().map(String::from), event.reason().map(str::to_owned))
+    };
+    let pair = |key: &str, reason: &str| (Some(key.to_owned()), Some(reason.to_owned()));
+    let reason = r#"{ "kind":"OFF" }"#;
+    assert_eq!(
+        found(&format!(r#"{{"key" : "a","x":{{"key":"b"}},"reason": {reason} }}"#)),
+        pair("a", reason)
+    );
+    assert_eq!(
+        found(r#"{"\u006bey":"\u0061\"","reason":{},"key":"last"}"#),
+        pair("last", "{}")
+    );
+    assert_eq!(found(r#"{"key":"\u00e9\"","reason":{}}"#), pair("é\"", "{}"));
+    for event in [
+        r#"{"key":7,"reason":null}"#,
+        r#"{"key":"a","key":null,"reason":"{}"}"#,
+        r#"{"key":"\ud800"}"#,
+        "7",
+    ] {
+        assert_eq!(found(event), (None, None), "{event}");
+    }
 }
 
 #[test]

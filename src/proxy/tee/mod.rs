@@ -11,15 +11,19 @@ use http::request::Parts;
 use metrics::Counter;
 use tokio::sync::Semaphore;
 
-use crate::event::Schema;
-use crate::export::selection::{Judgement as Selected, Selection};
+use crate::coverage;
+use crate::export::selection::Selection;
 use crate::inflate::{RATIO, RATIO_FREE_BYTES};
 use crate::metrics::{self as inventory, Metrics};
 use crate::platform::census::Census;
-use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform};
+use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform, Support};
 use crate::proxy::{Judgement, Notices, When};
 use crate::queue::{Appended, Entry, Mark, Queue};
-use crate::record::{Origin, Record, RecordEvent};
+use crate::record::{Origin, Record};
+
+mod select;
+
+use select::{Selected, select};
 
 /// One environment's share of the tee.
 pub struct TeeEnvironment {
@@ -31,6 +35,8 @@ pub struct TeeEnvironment {
     pub environment_id: String,
     /// What is exported.
     pub selection: Selection,
+    /// What becomes of its flags.
+    pub coverage: Arc<coverage::Environment>,
     /// Where it goes.
     pub destinations: Vec<String>,
 }
@@ -85,7 +91,7 @@ pub enum Outcome {
 pub struct Tee {
     platform: Arc<dyn Platform>,
     queue: Arc<dyn Queue>,
-    environments: Vec<(TeeEnvironment, Counters)>,
+    environments: Vec<(Arc<TeeEnvironment>, Counters)>,
     settings: TeeSettings,
     metrics: Arc<Metrics>,
     census: Arc<Census>,
@@ -115,7 +121,7 @@ const DECODE_ON_THREAD: usize = 48 * 1024;
 const UNIT: usize = 1024;
 
 /// How much a body may grow by being split into events: `[1,1,…]` is the worst.
-const SPLITTING: usize = 32;
+const SPLITTING: usize = 48;
 
 impl Tee {
     /// Returns a tee over `environments`, in the order that the platform's identities refer to.
@@ -140,7 +146,7 @@ impl Tee {
                     events_duplicate: counter(&inventory::EVENTS_DUPLICATE),
                     events_queued: counter(&inventory::EVENTS_QUEUED),
                 };
-                (environment, counters)
+                (Arc::new(environment), counters)
             })
             .collect();
         Self {
@@ -208,8 +214,16 @@ impl Tee {
         let path_id = route.client_side_id.clone();
         // The semaphore is never closed; an error would only mean one batch more at once.
         let _share = self.decoded.acquire_many(self.weight(&parts, &body)).await.ok();
-        let batch = match self.decode(parts, body, route).await {
-            Ok(batch) => batch,
+        let decoding = Decoding {
+            platform: Arc::clone(&self.platform),
+            environment: Arc::clone(environment),
+            received_ms,
+            parts,
+            body,
+            route,
+        };
+        let (batch, selected) = match decoding.run().await {
+            Ok(decoded) => decoded,
             Err(error) => {
                 self.pass_by(offer.identity, error.metric_label());
                 return Outcome::NotTeed(error.metric_label());
@@ -217,11 +231,26 @@ impl Tee {
         };
         counters.batches_received.increment(1);
         counters.events_received.increment(batch.events.len() as u64);
-        self.census
-            .count(self.platform.sdk(&batch.sdk), batch.events.len() as u64);
-        let events = self.select(environment, batch.schema, &batch);
+        let sdk = self.platform.sdk(&batch.sdk);
+        let sender = coverage::Sender {
+            sdk: format!("{}/{}", sdk.name, sdk.version).trim_end_matches('/').to_owned(),
+            too_old: sdk.support == Support::TooOld,
+        };
+        self.census.count(sdk, batch.events.len() as u64);
+        let Selected {
+            events,
+            filtered,
+            tally,
+        } = selected;
+        for (reason, count) in filtered {
+            self.metrics
+                .counter(&inventory::EVENTS_FILTERED, &[&environment.name, reason.as_str()])
+                .increment(count);
+        }
+        let shown = |kept: bool| environment.coverage.add(tally, sender, received_ms, kept);
         if events.is_empty() {
             counters.batches_filtered.increment(1);
+            shown(true);
             return Outcome::Filtered;
         }
         let count = events.len() as u64;
@@ -262,6 +291,7 @@ impl Tee {
             Ok(Appended::Stored(_)) => {
                 counters.batches_queued.increment(1);
                 counters.events_queued.increment(count);
+                shown(true);
                 Outcome::Queued
             }
             Ok(Appended::Duplicate) => {
@@ -271,6 +301,7 @@ impl Tee {
             }
             Err(error) => {
                 let reason = error.metric_label();
+                shown(false);
                 self.not_teed(&environment.name, reason);
                 self.metrics
                     .counter(&inventory::EVENTS_NOT_TEED, &[&environment.name, reason])
@@ -281,7 +312,7 @@ impl Tee {
         }
     }
 
-    fn environment(&self, identity: Identity) -> Option<&(TeeEnvironment, Counters)> {
+    fn environment(&self, identity: Identity) -> Option<&(Arc<TeeEnvironment>, Counters)> {
         match identity {
             Identity::Known(index) | Identity::Lone(index) => self.environments.get(index),
             Identity::Unknown => None,
@@ -313,57 +344,45 @@ impl Tee {
         };
         u32::try_from(bytes.min(most).div_ceil(UNIT)).unwrap_or(u32::MAX)
     }
+}
 
-    async fn decode(&self, parts: Arc<Parts>, body: Bytes, route: EventRoute) -> Result<Batch, DecodeError> {
-        let compressed = parts.headers.contains_key(http::header::CONTENT_ENCODING);
-        if !compressed && body.len() <= DECODE_ON_THREAD {
-            return decode(self.platform.as_ref(), &parts, &body, &route);
+/// A body on its way to selected events.
+struct Decoding {
+    platform: Arc<dyn Platform>,
+    environment: Arc<TeeEnvironment>,
+    received_ms: u64,
+    parts: Arc<Parts>,
+    body: Bytes,
+    route: EventRoute,
+}
+
+impl Decoding {
+    /// Decodes and selects; a large body not on the async thread.
+    async fn run(self) -> Result<(Batch, Selected), DecodeError> {
+        let compressed = self.parts.headers.contains_key(http::header::CONTENT_ENCODING);
+        if !compressed && self.body.len() <= DECODE_ON_THREAD {
+            return self.run_here();
         }
-        let platform = Arc::clone(&self.platform);
-        tokio::task::spawn_blocking(move || decode(platform.as_ref(), &parts, &body, &route))
+        tokio::task::spawn_blocking(move || self.run_here())
             .await
             .unwrap_or(Err(DecodeError::BrokenEncoding))
     }
 
-    fn select(&self, environment: &TeeEnvironment, schema: Schema, batch: &Batch) -> Vec<RecordEvent> {
-        let mut kept = Vec::with_capacity(batch.events.len());
-        let mut dropped: Vec<(&'static str, u64)> = Vec::new();
-        for event in &batch.events {
-            match environment.selection.judge(schema, event) {
-                Selected::Keep => {
-                    kept.push(RecordEvent {
-                        index: event.index,
-                        kind: event.kind,
-                        json: event.json.clone(),
-                    });
-                }
-                Selected::Drop(reason) => match dropped.iter_mut().find(|(known, _)| *known == reason) {
-                    Some((_, count)) => *count += 1,
-                    None => dropped.push((reason, 1)),
-                },
-            }
-        }
-        for (reason, count) in dropped {
-            self.metrics
-                .counter(&inventory::EVENTS_FILTERED, &[&environment.name, reason])
-                .increment(count);
-        }
-        kept
+    fn run_here(&self) -> Result<(Batch, Selected), DecodeError> {
+        let batch = self.platform.decode(&Captured {
+            query: self.parts.uri.query(),
+            headers: &self.parts.headers,
+            body: &self.body,
+            route: &self.route,
+        })?;
+        let selected = select(&self.environment, &batch, self.received_ms);
+        Ok((batch, selected))
     }
 }
 
 /// Returns true for what can be a client-side id (24 hex digits today): a path can hold anything.
 fn is_id(text: &str) -> bool {
     text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-}
-
-fn decode(platform: &dyn Platform, parts: &Parts, body: &Bytes, route: &EventRoute) -> Result<Batch, DecodeError> {
-    platform.decode(&Captured {
-        query: parts.uri.query(),
-        headers: &parts.headers,
-        body,
-        route,
-    })
 }
 
 #[cfg(test)]

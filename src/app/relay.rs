@@ -1,0 +1,124 @@
+//! From the configuration to what the relay is made of.
+//!
+//! Each part of the process has settings of its own and does not know the configuration; here one becomes the other.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::app::flags::Flags;
+use crate::config::{self, Config, Environment};
+use crate::export::selection::Selection;
+use crate::inflate::InflateLimits;
+use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
+use crate::proxy::forward::Upstream;
+use crate::proxy::forward::connect::connector;
+use crate::proxy::listen::tls::{Tls, TlsFiles};
+use crate::proxy::tee::{TeeEnvironment, TeeSettings};
+use crate::proxy::{ConnectionLimits, OnFailure, RelaySettings, UpstreamSettings, When};
+
+/// Returns the platform with the configured environments, in their order.
+pub(crate) fn platform(config: &Config) -> LaunchDarkly {
+    let limits = DecodeLimits {
+        inflate: InflateLimits {
+            bytes: usize::try_from(config.tee.max_decompressed.0).unwrap_or(usize::MAX),
+            ..InflateLimits::default()
+        },
+        ..DecodeLimits::default()
+    };
+    LaunchDarkly::new(config.environments.iter().map(credentials).collect(), limits)
+}
+
+fn credentials(environment: &Environment) -> EnvironmentCredentials {
+    let named = EnvironmentCredentials::new(&environment.name);
+    let Some(credentials) = &environment.credentials else {
+        return named;
+    };
+    let keys = credentials.sdk_keys.iter().chain(&credentials.mobile_keys);
+    let with_keys = keys.fold(named, |named, key| named.with_key(key.expose()));
+    credentials
+        .client_side_ids
+        .iter()
+        .fold(with_keys, |named, id| named.with_client_side_id(id))
+}
+
+/// Returns the environments as the tee takes them.
+pub(super) fn tee_environments(config: &Config, flags: &Flags) -> Vec<TeeEnvironment> {
+    let environments = config.environments.iter().zip(flags.environments());
+    environments
+        .map(|(environment, coverage)| TeeEnvironment {
+            name: environment.name.clone(),
+            project_id: environment.project_id.clone(),
+            environment_id: environment.environment_id.clone(),
+            selection: Selection::new(environment.export.clone()),
+            coverage: Arc::clone(coverage),
+            destinations: environment.destinations.clone(),
+        })
+        .collect()
+}
+
+/// Returns how the tee decides.
+pub(super) fn tee_settings(config: &Config) -> TeeSettings {
+    TeeSettings {
+        when: match config.tee.when {
+            config::When::NotRejected => When::NotRejected,
+            config::When::Accepted => When::Accepted,
+        },
+        payload_window: config.dedupe.window,
+        body_window: config.dedupe.body_window,
+        decoded_bytes: usize::try_from(config.tee.max_decompressed.0.saturating_mul(2)).unwrap_or(usize::MAX),
+    }
+}
+
+/// Returns the relay's bounds.
+pub(super) fn relay_settings(config: &Config) -> RelaySettings {
+    let bytes = |size: crate::units::ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
+    RelaySettings {
+        max_body: bytes(config.tee.max_body),
+        max_in_flight: bytes(config.tee.max_in_flight),
+        body_timeout: config.limits.body_timeout,
+        append_timeout: config.tee.append_timeout,
+        on_failure: match config.tee.on_failure {
+            config::OnFailure::Pass => OnFailure::Pass,
+            config::OnFailure::Refuse => OnFailure::Refuse,
+        },
+        // An HTTP/1.1 connection has one request at a time; the limit bites only for HTTP/2's many streams.
+        requests: config.limits.connections,
+    }
+}
+
+/// Returns what a connection may take, of which there are at most `seats`.
+pub(super) fn connection_limits(config: &Config, seats: usize) -> ConnectionLimits {
+    ConnectionLimits {
+        connections: seats,
+        headers: config.limits.headers,
+        header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+        header_timeout: config.limits.header_timeout,
+        idle_timeout: config.limits.idle_timeout,
+    }
+}
+
+/// Returns the way to the upstream.
+pub(super) fn upstream(config: &Config) -> anyhow::Result<Upstream> {
+    let settings = UpstreamSettings {
+        url: config.upstream.url.clone(),
+        timeout: config.upstream.timeout,
+        idle_timeout: config.upstream.idle_timeout,
+        max_idle: config.upstream.max_idle,
+        max_headers: config.limits.headers,
+        max_head_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+    };
+    let ca_file = config.upstream.ca_file.as_deref();
+    let connector = connector(&settings.url, config.upstream.connect_timeout, ca_file)?;
+    Ok(Upstream::new(&settings, connector)?)
+}
+
+/// Returns TLS towards SDKs.
+pub(super) fn tls(files: &config::Tls) -> anyhow::Result<Tls> {
+    let files = TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+        client_ca: files.client_ca.clone(),
+    };
+    Tls::load(files).context("cannot set up TLS (`listen.tls`)")
+}

@@ -1,0 +1,184 @@
+//! What becomes of each flag's events, from traffic alone: evaluated, received, exported, and why not.
+//!
+//! Owns one table per environment: counts since the start and, kept across restarts ([`file`]), when each flag was first
+//! seen. Bounded whatever traffic does: [`MAX_FLAGS`] flags and [`MAX_SDKS`] SDKs an environment, and what is beyond is
+//! only counted. Holds flag keys, SDK names and numbers; nothing about a context.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::export::selection::Creation;
+
+pub mod file;
+mod report;
+mod summary;
+mod tally;
+
+pub use report::document;
+pub use tally::Tally;
+
+use file::Sightings;
+use tally::Counts;
+
+/// Flags followed in one environment.
+pub const MAX_FLAGS: usize = 20_000;
+
+/// Longest key of a flag that is followed, bytes: what LaunchDarkly takes.
+const MAX_KEY_BYTES: usize = 256;
+
+/// SDKs told apart in one environment: bits of [`Flag::sdks`].
+const MAX_SDKS: usize = 64;
+
+/// The SDK that sent a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its name, and its version if known: `GoClient/7.0.0`.
+    pub sdk: String,
+    /// It is older than the platform's own export asks for.
+    pub too_old: bool,
+}
+
+/// One environment's flags.
+pub struct Environment {
+    name: String,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    flags: HashMap<Box<str>, Flag>,
+    /// Each SDK seen, by its bit in [`Flag::sdks`].
+    sdks: Vec<Sender>,
+    /// Flags that came after the table was full, or have no usable key, once per batch.
+    untracked: u64,
+    /// A flag was seen for the first time since the table was last written.
+    grown: bool,
+}
+
+struct Flag {
+    first_seen_ms: u64,
+    /// 0 if not since the start.
+    last_seen_ms: u64,
+    counts: Counts,
+    sdks: u64,
+}
+
+impl Environment {
+    /// Returns an environment with the flags that were seen before this start.
+    pub fn new(name: &str, seen: Sightings) -> Self {
+        let flags = seen.into_iter().take(MAX_FLAGS).map(|(key, first_seen_ms)| {
+            let flag = Flag {
+                first_seen_ms,
+                last_seen_ms: 0,
+                counts: Counts::default(),
+                sdks: 0,
+            };
+            (key.into_boxed_str(), flag)
+        });
+        Self {
+            name: name.to_owned(),
+            table: Mutex::new(Table {
+                flags: flags.collect(),
+                ..Table::default()
+            }),
+        }
+    }
+
+    /// Returns the configured name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns when flags were first seen, for a batch that was received at `now_ms`. A flag that was never seen before,
+    /// also one for which there is no room, is as old as the batch.
+    pub fn first_sights(&self, now_ms: u64) -> FirstSights<'_> {
+        FirstSights {
+            environment: self,
+            now_ms,
+        }
+    }
+
+    /// Adds what a batch of this sender showed. `kept`: its selected events are in the queue.
+    pub fn add(&self, tally: Tally, sender: Sender, received_ms: u64, kept: bool) {
+        if tally.is_empty() {
+            return;
+        }
+        let mut table = self.lock();
+        let bit = table.sdk(sender);
+        table.untracked += tally.untracked;
+        for (key, counts) in tally.flags {
+            if let Some(flag) = table.flags.get_mut(key.as_str()) {
+                flag.add(&counts, bit, received_ms, kept);
+            } else if table.flags.len() < MAX_FLAGS {
+                let mut flag = Flag {
+                    first_seen_ms: received_ms,
+                    last_seen_ms: 0,
+                    counts: Counts::default(),
+                    sdks: 0,
+                };
+                flag.add(&counts, bit, received_ms, kept);
+                table.flags.insert(key.into_boxed_str(), flag);
+                table.grown = true;
+            } else {
+                table.untracked += 1;
+            }
+        }
+    }
+
+    /// Returns when each flag was first seen if there are new ones since this was last asked.
+    fn new_sights(&self) -> bool {
+        std::mem::take(&mut self.lock().grown)
+    }
+
+    fn sights(&self) -> Sightings {
+        let table = self.lock();
+        let sights = table
+            .flags
+            .iter()
+            .map(|(key, flag)| (key.to_string(), flag.first_seen_ms));
+        sights.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Counts are whole after each statement, so a panic elsewhere left nothing half done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When flags were first seen, as their time of creation.
+pub struct FirstSights<'a> {
+    environment: &'a Environment,
+    now_ms: u64,
+}
+
+impl Creation for FirstSights<'_> {
+    fn created_ms(&self, flag: &str) -> Option<u64> {
+        let table = self.environment.lock();
+        Some(table.flags.get(flag).map_or(self.now_ms, |flag| flag.first_seen_ms))
+    }
+}
+
+impl Table {
+    /// Returns the bit of an SDK; 0 if there is no room for it.
+    fn sdk(&mut self, sender: Sender) -> u64 {
+        let known = self.sdks.iter().position(|known| *known == sender);
+        let index = known.or_else(|| {
+            (self.sdks.len() < MAX_SDKS).then(|| {
+                self.sdks.push(sender);
+                self.sdks.len() - 1
+            })
+        });
+        index.map_or(0, |index| 1 << index)
+    }
+}
+
+impl Flag {
+    fn add(&mut self, counts: &Counts, sdk: u64, received_ms: u64, kept: bool) {
+        self.last_seen_ms = self.last_seen_ms.max(received_ms);
+        self.sdks |= sdk;
+        self.counts.add(counts, kept);
+    }
+}
+
+#[cfg(test)]
+mod tests;

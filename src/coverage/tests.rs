@@ -1,0 +1,192 @@
+//! What the tables hold, what the document says of it, and that both stay bounded.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::*;
+use crate::event::{Event, Kind, Span};
+use crate::export::Members;
+use crate::export::selection::{Grounds, Judgement, Reason};
+
+const NOW: u64 = 1_700_000_000_000;
+/// Versions before 5 are too old.
+fn sender(sdk: &str) -> Sender {
+    Sender {
+        sdk: sdk.to_owned(),
+        too_old: sdk.contains("/4."),
+    }
+}
+
+const KEPT: Judgement = Judgement::Keep {
+    by: Grounds::Default,
+    ratio: 1,
+};
+
+fn event(kind: Kind, json: &str) -> Event {
+    let key = Members::of(json).unwrap().get("key");
+    Event {
+        index: 0,
+        kind,
+        track_events: false,
+        key: key.and_then(|key| Span::of(key, json)),
+        reason: None,
+        json: Bytes::copy_from_slice(json.as_bytes()),
+    }
+}
+
+fn evaluation(flag: &str) -> Event {
+    event(Kind::Feature, &format!(r#"{{"key":"{flag}"}}"#))
+}
+
+fn summary(flags: &[(&str, u64)]) -> Event {
+    let features: Vec<String> = flags
+        .iter()
+        .map(|(flag, count)| format!(r#""{flag}":{{"counters":[{{"count":{count}}}]}}"#))
+        .collect();
+    event(Kind::Summary, &format!(r#"{{"features":{{{}}}}}"#, features.join(",")))
+}
+
+fn tally(events: &[(Event, Judgement)]) -> Tally {
+    let mut tally = Tally::default();
+    for (event, judgement) in events {
+        tally.note(event, *judgement);
+    }
+    tally
+}
+
+fn shown(environment: &Environment, flag: &str) -> Value {
+    let document = document([environment], None, NOW);
+    let flags = document["environments"][0]["flags"].as_array().unwrap();
+    flags
+        .iter()
+        .find(|shown| shown["flag"] == flag)
+        .cloned()
+        .unwrap_or_default()
+}
+
+fn reasons(shown: &Value) -> Vec<(&str, u64)> {
+    let list = shown["not_exported"].as_array().unwrap().iter();
+    list.map(|why| (why["reason"].as_str().unwrap(), why["events"].as_u64().unwrap()))
+        .collect()
+}
+
+#[test]
+fn counts_what_becomes_of_each_flag() {
+    let environment = Environment::new("production", Sightings::new());
+    let held = Judgement::Drop(Reason::FlagHeld);
+    let sampled = Judgement::Drop(Reason::Sampled);
+    let dropped = Judgement::Drop(Reason::KindNotSelected);
+    let batch = tally(&[
+        (evaluation("a"), KEPT),
+        (evaluation("a"), sampled),
+        (evaluation("b"), held),
+        (evaluation("b"), held),
+        (summary(&[("a", 40), ("b", 2), ("c", 7)]), dropped),
+        (event(Kind::Debug, r#"{"key":"d"}"#), KEPT),
+        (event(Kind::Custom, r#"{"key":"no-flag"}"#), KEPT),
+    ]);
+    environment.add(batch, sender("GoClient/4.10.0"), NOW, true);
+    environment.add(
+        tally(&[(evaluation("a"), KEPT)]),
+        sender("PythonClient/9.0.0"),
+        NOW + 5000,
+        true,
+    );
+    environment.add(
+        tally(&[(evaluation("a"), KEPT)]),
+        sender("PythonClient/9.0.0"),
+        NOW + 4000,
+        false,
+    );
+    let a = shown(&environment, "a");
+    assert_eq!(a["evaluations"], 40);
+    assert_eq!(
+        (&a["received"], &a["exported"], &a["not_kept"]),
+        (&4.into(), &2.into(), &1.into())
+    );
+    assert_eq!(a["sdks"], serde_json::json!(["GoClient/4.10.0", "PythonClient/9.0.0"]));
+    assert_eq!(a["first_seen"], "2023-11-14T22:13:20Z");
+    assert_eq!(a["last_seen"], "2023-11-14T22:13:25Z");
+    assert_eq!(reasons(&a), [("sampled", 1)]);
+    let b = shown(&environment, "b");
+    assert_eq!(reasons(&b), [("flag_held", 2)]);
+    assert_eq!(b["not_exported"][0]["setting"], "export.flags.named");
+    let c = shown(&environment, "c");
+    assert_eq!(reasons(&c), [("detailed_events_off", 7), ("sdk_too_old", 7)]);
+    let rest = c["not_exported"][0]["rest"].as_str().unwrap();
+    assert!(
+        rest.contains("/flags/$PROJECT_KEY/c\"") && rest.contains("trackEvents"),
+        "{rest}"
+    );
+    assert!(
+        c["not_exported"][1]["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("docs/sdks.md")
+    );
+    assert_eq!(reasons(&shown(&environment, "d")), []);
+    assert_eq!(shown(&environment, "no-flag"), Value::Null);
+}
+
+#[test]
+fn a_key_that_no_flag_can_have_makes_no_command() {
+    let environment = Environment::new("production", Sightings::new());
+    for flag in ["$(rm)", "a b", "-X", "é"] {
+        let batch = tally(&[(summary(&[(flag, 1)]), KEPT)]);
+        environment.add(batch, sender(""), NOW, true);
+        let shown = shown(&environment, flag);
+        assert_eq!(reasons(&shown), [("detailed_events_off", 1)], "{flag}");
+        assert_eq!(shown["not_exported"][0].get("rest"), None, "{flag}");
+    }
+}
+
+#[test]
+fn a_flag_is_as_old_as_its_first_sight() {
+    let seen = Sightings::from([("kept".to_owned(), 5)]);
+    let environment = Environment::new("production", seen);
+    assert!(!environment.new_sights());
+    environment.add(tally(&[(summary(&[("counted", 1)]), KEPT)]), sender(""), 100, true);
+    assert!(environment.new_sights());
+    assert!(!environment.new_sights());
+    environment.add(tally(&[(evaluation("counted"), KEPT)]), sender(""), 200, true);
+    assert!(!environment.new_sights());
+    let sights = environment.first_sights(300);
+    assert_eq!(sights.created_ms("kept"), Some(5));
+    assert_eq!(sights.created_ms("counted"), Some(100));
+    assert_eq!(sights.created_ms("never"), Some(300));
+    // What was seen before this start only is no part of the coverage since.
+    assert_eq!(shown(&environment, "kept"), Value::Null);
+}
+
+#[test]
+fn traffic_of_any_shape_fills_no_more_than_the_table() {
+    let environment = Environment::new("production", Sightings::new());
+    for batch in 0..30 {
+        let keys: Vec<String> = (0..1000).map(|n| format!("{:0>240}", batch * 1000 + n)).collect();
+        let counts: Vec<(&str, u64)> = keys.iter().map(|key| (key.as_str(), 1)).collect();
+        let sdk = format!("Client{batch}/{}", "9".repeat(50));
+        environment.add(tally(&[(summary(&counts), KEPT)]), sender(&sdk), NOW, true);
+    }
+    let long = "k".repeat(MAX_KEY_BYTES + 1);
+    environment.add(
+        tally(&[(evaluation(&long), KEPT), (evaluation(""), KEPT)]),
+        sender(""),
+        NOW,
+        true,
+    );
+    let document = document([&environment], None, NOW);
+    assert_eq!(document["environments"][0]["flags_followed"], MAX_FLAGS);
+    assert_eq!(document["environments"][0]["flags_beyond"], 10_002);
+    let table = environment.lock();
+    assert!(table.sdks.len() <= MAX_SDKS);
+    let per_flag = size_of::<(Box<str>, Flag)>() + MAX_KEY_BYTES + 4 * size_of::<(Reason, u64)>();
+    assert!(per_flag < 600, "{per_flag}");
+}
+
+#[test]
+fn one_environment_can_be_asked_for() {
+    let environments = ["a", "b"].map(|name| Environment::new(name, Sightings::new()));
+    let document = document(&environments, Some("b"), NOW);
+    assert_eq!(document["environments"].as_array().unwrap().len(), 1);
+    assert_eq!(document["environments"][0]["name"], "b");
+}
