@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod check;
+mod coverage;
 mod demo;
+mod explain;
 mod probe;
 mod probe_destinations;
 mod queue;
@@ -73,6 +75,23 @@ enum Command {
         #[command(subcommand)]
         command: Box<queue::Command>,
     },
+    /// Show what a running flagtap exports of each flag, and why not.
+    Coverage {
+        /// Only the environment with this name.
+        #[arg(long, value_name = "NAME")]
+        environment: Option<String>,
+        /// Print the whole document as JSON.
+        #[arg(long)]
+        json: bool,
+        /// The telemetry port's address.
+        #[arg(long, default_value = "127.0.0.1:8031", value_name = "ADDRESS")]
+        address: String,
+    },
+    /// Say for each event what becomes of it, and which setting decides.
+    ///
+    /// The input is JSON values one after another: events, arrays of events, or requests as docs/selection.md describes
+    /// them.
+    Explain(explain::Arguments),
     /// Print docs/metrics.md.
     Metrics,
     /// Print docs/destinations.md: what destinations answer, and what follows.
@@ -110,6 +129,12 @@ pub fn main() -> ExitCode {
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
         Command::Queue { command } => queue::run(*command),
+        Command::Coverage {
+            environment,
+            json,
+            address,
+        } => coverage::run(&address, environment.as_deref(), json),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Metrics => {
             print(&crate::metrics::document());
             ExitCode::SUCCESS

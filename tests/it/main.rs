@@ -32,6 +32,7 @@ mod queue_tools;
 mod replay;
 mod sdks;
 mod segment;
+mod selection;
 mod setting_up;
 mod shutdown;
 mod support;

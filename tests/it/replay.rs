@@ -248,7 +248,7 @@ fn pair(name: &str, value: &str) -> (String, String) {
 }
 
 /// Returns an environment that owns every credential of the recording: each scenario had its own.
-fn environment(recording: &[Recorded]) -> Value {
+pub(crate) fn environment(recording: &[Recorded]) -> Value {
     let (mut sdk_keys, mut mobile_keys, mut client_side_ids) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for request in recording {
         if let Some(id) = request.client_side_id() {
@@ -286,7 +286,7 @@ fn environment(recording: &[Recorded]) -> Value {
 }
 
 /// Returns the lines of a golden file.
-fn golden(name: &str) -> Vec<String> {
+pub(crate) fn golden(name: &str) -> Vec<String> {
     let path = fixture(&format!("golden/{name}.ndjson.gz"));
     let golden = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let golden = String::from_utf8(inflate(&golden)).unwrap();

@@ -1,0 +1,391 @@
+//! `flagtap explain`: what becomes of an event, and which setting decides.
+//!
+//! Goes the way of a batch, decode, select, narrow, encode, with the configuration's own code, and sends nothing: no
+//! connection, no port, and of the queue's folder only the record of first sights is read. What depends on the upstream, on
+//! the queue or on a repetition is not asked.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::app::platform;
+use crate::cli::{UNUSABLE, print};
+use crate::config::{Config, Engine, Environment, process_environment};
+use crate::coverage;
+use crate::destination::{Destination, Encoded};
+use crate::event::Event;
+use crate::export::selection::{Judgement, Selection};
+use crate::export::{self, ExportEvent, Members, narrow};
+use crate::platform::launchdarkly::LaunchDarkly;
+use crate::platform::{Batch, Captured, Carrier, EventRoute, Identity, Platform as _, Route};
+use crate::queue::now_ms;
+use crate::record::{Origin, Record, RecordEvent};
+
+/// More than any recording of a few requests.
+const MAX_INPUT_BYTES: u64 = 256 * 1024 * 1024;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Configuration file; without one, the embedded defaults.
+    #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The events or requests; without it, standard input.
+    file: Option<PathBuf>,
+    /// The environment the events are of; without it, the one whose credential a request has, or the only one.
+    #[arg(long, value_name = "NAME")]
+    environment: Option<String>,
+    /// Only what becomes of events on the way to this destination.
+    #[arg(long, value_name = "NAME")]
+    destination: Option<String>,
+    /// Print the bytes that would be sent on standard output, and the explanation on standard error.
+    #[arg(long)]
+    output: bool,
+}
+
+/// Explains; 1 with the reason on standard error if the input is neither events nor requests, 64 for a configuration that
+/// cannot be used.
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let config = match &arguments.config {
+        None => Config::embedded(),
+        Some(path) => match Config::load(path, &process_environment) {
+            Ok((config, _)) => config,
+            Err(problems) => {
+                eprint!("{}", problems.render(&path.display().to_string()));
+                return ExitCode::from(UNUSABLE);
+            }
+        },
+    };
+    let explained = input(arguments).and_then(|text| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let explainer = runtime.block_on(Explainer::new(config, arguments))?;
+        explainer.explain(&text)
+    });
+    match explained {
+        Ok((text, output)) if arguments.output => {
+            eprint!("{text}");
+            // A closed pipe is nobody's problem.
+            let _ = io::stdout().write_all(&output);
+            ExitCode::SUCCESS
+        }
+        Ok((text, _)) => {
+            print(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn input(arguments: &Arguments) -> anyhow::Result<String> {
+    let mut text = String::new();
+    match &arguments.file {
+        Some(path) => File::open(path)
+            .and_then(|file| file.take(MAX_INPUT_BYTES).read_to_string(&mut text))
+            .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))?,
+        None => io::stdin().lock().take(MAX_INPUT_BYTES).read_to_string(&mut text)?,
+    };
+    Ok(text)
+}
+
+/// A recorded request: a line of `tests/traffic`, of which only this is needed.
+#[derive(Deserialize)]
+struct Recorded {
+    method: String,
+    path: String,
+    #[serde(default)]
+    headers: Vec<(String, String)>,
+    body: Option<String>,
+    body_b64: Option<String>,
+}
+
+struct Explainer<'a> {
+    config: Config,
+    platform: LaunchDarkly,
+    selections: Vec<Selection>,
+    /// By the index of the environment.
+    flags: Vec<coverage::Environment>,
+    destinations: HashMap<String, Arc<dyn Destination>>,
+    arguments: &'a Arguments,
+}
+
+impl<'a> Explainer<'a> {
+    async fn new(config: Config, arguments: &'a Arguments) -> anyhow::Result<Self> {
+        if let Some(name) = &arguments.destination {
+            let known = config.destinations.iter().any(|destination| destination.name == *name);
+            anyhow::ensure!(known, "there is no destination {name}");
+        }
+        let mut seen = match &config.queue.engine {
+            Engine::Sled { path } => coverage::file::look(path),
+            Engine::Memory => Default::default(),
+        };
+        let mut destinations = HashMap::new();
+        for destination in &config.destinations {
+            destinations.insert(destination.name.clone(), destination.settings.open().await);
+        }
+        let environments = &config.environments;
+        Ok(Self {
+            platform: platform(&config),
+            selections: environments
+                .iter()
+                .map(|one| Selection::new(one.export.clone()))
+                .collect(),
+            flags: environments
+                .iter()
+                .map(|one| coverage::Environment::new(&one.name, seen.remove(&one.name).unwrap_or_default()))
+                .collect(),
+            destinations,
+            arguments,
+            config,
+        })
+    }
+
+    /// Returns the explanation and what would be sent.
+    fn explain(&self, text: &str) -> anyhow::Result<(String, Vec<u8>)> {
+        let (mut out, mut sent) = (String::new(), Vec::new());
+        for value in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
+            let json = value
+                .map_err(|error| anyhow::anyhow!("the input is not JSON: {error}"))?
+                .get();
+            match Members::of(json) {
+                Some(members) if members.get("method").is_some() && members.get("path").is_some() => {
+                    self.request(json, &mut out, &mut sent)?;
+                }
+                Some(_) => self.events(format!("[{json}]"), &mut out, &mut sent)?,
+                None => self.events(json.to_owned(), &mut out, &mut sent)?,
+            }
+        }
+        Ok((out, sent))
+    }
+
+    fn request(&self, json: &str, out: &mut String, sent: &mut Vec<u8>) -> anyhow::Result<()> {
+        let recorded: Recorded =
+            serde_json::from_str(json).map_err(|error| anyhow::anyhow!("a request cannot be read: {error}"))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &recorded.headers {
+            headers.append(
+                HeaderName::try_from(name.as_str())?,
+                HeaderValue::try_from(value.as_str())?,
+            );
+        }
+        let body = match (recorded.body, recorded.body_b64) {
+            (Some(body), _) => body.into_bytes(),
+            (None, Some(body)) => STANDARD.decode(body)?,
+            (None, None) => Vec::new(),
+        };
+        let (path, query) = match recorded.path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (recorded.path.as_str(), None),
+        };
+        let _ = writeln!(out, "{} {path}", recorded.method);
+        let Route::Events(route) = self
+            .platform
+            .classify(&Method::try_from(recorded.method.as_str())?, path)
+        else {
+            let _ = writeln!(out, "  passes through: it is on no route for events");
+            return Ok(());
+        };
+        let index = match (self.platform.identify(&route, &headers), &self.arguments.environment) {
+            (_, Some(_)) => self.environment()?,
+            (Identity::Known(index) | Identity::Lone(index), None) => index,
+            (Identity::Unknown, None) => {
+                let _ = writeln!(out, "  passes through: its credential is of no configured environment");
+                return Ok(());
+            }
+        };
+        let body = Bytes::from(body);
+        let captured = Captured {
+            query,
+            headers: &headers,
+            body: &body,
+            route: &route,
+        };
+        match self.platform.decode(&captured) {
+            Ok(batch) => self.batch(index, &captured, &batch, out, sent),
+            Err(error) => {
+                let _ = writeln!(out, "  passes through: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Explains an array of events without a request: of a context-based SDK if one of them has contexts.
+    fn events(&self, body: String, out: &mut String, sent: &mut Vec<u8>) -> anyhow::Result<()> {
+        let index = self.environment()?;
+        let body = Bytes::from(body);
+        let route = EventRoute {
+            template: "",
+            carrier: Carrier::Body,
+            client_side_id: None,
+        };
+        let [users, contexts] = ["3", "4"].map(|schema| {
+            let name = HeaderName::from_static("x-launchdarkly-event-schema");
+            HeaderMap::from_iter([(name, HeaderValue::from_static(schema))])
+        });
+        let captured = |headers| Captured {
+            query: None,
+            headers,
+            body: &body,
+            route: &route,
+        };
+        let mut batch = self.platform.decode(&captured(&users))?;
+        if batch.events.iter().any(has_contexts) {
+            batch = self.platform.decode(&captured(&contexts))?;
+        }
+        self.batch(index, &captured(&users), &batch, out, sent);
+        Ok(())
+    }
+
+    fn environment(&self) -> anyhow::Result<usize> {
+        let names: Vec<&str> = self.config.environments.iter().map(|one| one.name.as_str()).collect();
+        match (&self.arguments.environment, &names[..]) {
+            (Some(name), names) => {
+                let index = names.iter().position(|known| known == name);
+                index.ok_or_else(|| anyhow::anyhow!("there is no environment {name}; there are: {}", names.join(", ")))
+            }
+            (None, [_]) => Ok(0),
+            (None, names) => Err(anyhow::anyhow!(
+                "say with --environment which one the events are of: {}",
+                names.join(", ")
+            )),
+        }
+    }
+
+    fn batch(&self, index: usize, captured: &Captured<'_>, batch: &Batch, out: &mut String, sent: &mut Vec<u8>) {
+        let (Some(environment), Some(selection), Some(flags)) = (
+            self.config.environments.get(index),
+            self.selections.get(index),
+            self.flags.get(index),
+        ) else {
+            return;
+        };
+        let creation = flags.first_sights(now_ms());
+        let judge = selection.judge(batch.schema, &batch.sdk, &creation);
+        let seed = self.platform.fingerprint(captured, index).seed;
+        for event in &batch.events {
+            let _ = writeln!(out, "event {}: {}", event.index, title(event));
+            let judgement = judge.event(event);
+            let (verb, label, setting, what) = match judgement {
+                Judgement::Keep { by, ratio: 0 | 1 } => ("exports it", String::new(), by.setting(), by.what()),
+                Judgement::Keep { by, ratio } => (
+                    "exports it",
+                    format!(" as 1 of {ratio} (export.sample.flags)"),
+                    by.setting(),
+                    by.what(),
+                ),
+                Judgement::Drop(reason) => (
+                    "leaves it out",
+                    format!(" ({})", reason.as_str()),
+                    reason.setting(),
+                    reason.what(),
+                ),
+            };
+            let by = if setting.is_empty() {
+                String::new()
+            } else {
+                format!(" [{setting}]")
+            };
+            let _ = writeln!(out, "  environment {} {verb}{label}: {what}{by}", environment.name);
+            match (judgement, judgement.json(event)) {
+                (Judgement::Drop(reason), _) => {
+                    let _ = writeln!(out, "  remedy: {}", reason.remedy());
+                }
+                (Judgement::Keep { .. }, json) => {
+                    let record = record(environment, batch, event, json.unwrap_or_default(), seed);
+                    self.deliver(environment, &record, out, sent);
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, environment: &Environment, record: &Record, out: &mut String, sent: &mut Vec<u8>) {
+        let ids = export::event_ids(record);
+        let (Some(event), Some(id)) = (record.events.first(), ids.first()) else {
+            return;
+        };
+        let event = export::export_event(record, event, id);
+        let asked = |name: &&String| self.arguments.destination.as_ref().is_none_or(|only| only == *name);
+        for name in environment.destinations.iter().filter(asked) {
+            let (Some(settings), Some(destination)) = (
+                self.config.destinations.iter().find(|one| one.name == *name),
+                self.destinations.get(name),
+            ) else {
+                continue;
+            };
+            let said = match settings.narrow.apply(&event) {
+                Err(reason) => {
+                    let setting = narrow::setting(reason).unwrap_or_default();
+                    format!("does not get it ({reason}) [{setting}]")
+                }
+                Ok(json) => match destination.encode(&ExportEvent { json: &json, ..event }) {
+                    Encoded::Skip(reason) => {
+                        format!("does not get it ({reason}): not for {}", settings.settings.kind())
+                    }
+                    Encoded::Reject(why) => format!("cannot get it, it becomes a dead letter: {why}"),
+                    Encoded::Item(item) => {
+                        sent.extend_from_slice(&item.body);
+                        if !item.body.ends_with(b"\n") {
+                            sent.push(b'\n');
+                        }
+                        format!("gets {} bytes{}", item.body.len(), redacted(&json, event.json))
+                    }
+                },
+            };
+            let _ = writeln!(out, "  destination {name} {said}");
+        }
+    }
+}
+
+fn redacted(json: &[u8], before: &[u8]) -> &'static str {
+    if json == before {
+        ""
+    } else {
+        ", without what is redacted [redact]"
+    }
+}
+
+fn has_contexts(event: &Event) -> bool {
+    let members = std::str::from_utf8(&event.json).ok().and_then(Members::of);
+    members.is_some_and(|members| members.get("context").or(members.get("contextKeys")).is_some())
+}
+
+/// Returns what an event is in a few words: its kind and the flag or name that it is about.
+fn title(event: &Event) -> String {
+    let key = event.key().unwrap_or_default();
+    let key: String = key.chars().filter(|c| !c.is_control()).take(80).collect();
+    format!("{} {key}", event.kind).trim_end().to_owned()
+}
+
+fn record(environment: &Environment, batch: &Batch, event: &Event, json: Bytes, id_seed: [u8; 16]) -> Record {
+    Record {
+        received_ms: now_ms(),
+        origin: Origin {
+            environment: environment.name.clone(),
+            project_id: environment.project_id.clone(),
+            environment_id: environment.environment_id.clone(),
+            schema: batch.schema,
+            sdk: batch.sdk.clone(),
+            tags: batch.tags.clone(),
+        },
+        destinations: environment.destinations.clone(),
+        id_seed,
+        events: vec![RecordEvent {
+            index: event.index,
+            kind: event.kind,
+            json,
+        }],
+    }
+}
