@@ -312,12 +312,12 @@ pub(crate) fn counts(environment: &str, events: u64) -> Vec<(String, u64)> {
     vec![(environment.to_owned(), events)]
 }
 
-/// Copies a directory that may be changing, as a snapshot of the volume would. The newest generation first: what is older does
-/// not change any more.
+/// Copies a directory that may be changing, as a snapshot of the volume would. Files before folders, so that what says how far
+/// the log got is not newer than the log; of the generations the newest first: what is older does not change any more.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     let mut entries: Vec<PathBuf> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
-    entries.sort_by(|a, b| b.cmp(a));
+    entries.sort_by_key(|path| (path.is_dir(), std::cmp::Reverse(path.clone())));
     for path in entries {
         let target = to.join(path.file_name().unwrap());
         if path.is_dir() {

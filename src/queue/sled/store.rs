@@ -23,6 +23,9 @@ use crate::record::codec::{self, EncodeError, Encoder, Header};
 /// How long to leave the disk alone after a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Bytes of notes that a generation without records may take more than others. They come one a request at the most.
+const NOTES_BYTES: u64 = 16 << 20;
+
 /// Bytes of event JSON of the dead letters that are appended again in one go: appends wait that long.
 const REQUEUED_BYTES: u64 = 4 << 20;
 
@@ -282,8 +285,13 @@ impl Store {
 
     /// Begins a new generation if the newest one is full, or if there is none.
     pub(super) fn ensure_current(&mut self) -> Result<(), String> {
+        let is_empty = |first| self.shared.lock().ledger.tail == first;
         match &self.current {
             Some(current) if current.payload < self.generation_bytes() => Ok(()),
+            // Only notes filled it. A generation after an empty one would have to skip its position.
+            Some(current) if current.payload < self.generation_bytes() + NOTES_BYTES && is_empty(current.first) => {
+                Ok(())
+            }
             Some(_) => self.rotate(),
             None if Instant::now() < self.retry_at => Err(self.why_unavailable()),
             None => self.rotate(),
