@@ -401,6 +401,7 @@ async fn destinations(config: &Config) -> Vec<drains::Spec> {
                     max: destination.retry.max,
                 },
                 concurrency: destination.concurrency,
+                narrow: destination.narrow.clone(),
                 ..drain::Settings::default()
             },
         });

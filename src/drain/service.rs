@@ -32,7 +32,11 @@ impl Service {
     pub(super) fn prepare(&self, record: &Record, event: &RecordEvent, limits: Limits, now: Instant) -> Slot {
         let id = export::event_id(record, event);
         let event = export::export_event(record, event, &id);
-        let encoded = catch_unwind(AssertUnwindSafe(|| self.destination.encode(&event))).unwrap_or_else(|_| {
+        let encode = || match self.settings.narrow.apply(&event) {
+            Ok(json) => self.destination.encode(&export::ExportEvent { json: &json, ..event }),
+            Err(reason) => Encoded::Skip(reason),
+        };
+        let encoded = catch_unwind(AssertUnwindSafe(encode)).unwrap_or_else(|_| {
             self.panicked();
             Encoded::Reject("encoding panicked".to_owned())
         });

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::destination::Limits;
+use crate::export::narrow::Narrow;
 use crate::queue::Limit;
 
 /// Bounds of the window that is derived from the concurrency: a window smaller than the first has little to pack, and
@@ -24,6 +25,8 @@ pub struct Settings {
     /// read, of a request's size. `None`: as many events as one request more than the concurrency can hold, 1000 at
     /// least, and 4 MiB per request under way, 16 MiB at most.
     pub window: Option<Limit>,
+    /// What this destination gets of the events addressed to it. All of them, whole.
+    pub narrow: Narrow,
 }
 
 impl Default for Settings {
@@ -36,6 +39,7 @@ impl Default for Settings {
             concurrency: 1,
             timeout: Duration::from_secs(60),
             window: None,
+            narrow: Narrow::default(),
         }
     }
 }

@@ -385,3 +385,40 @@ fn coverage_says_why_a_flag_is_not_exported() {
     assert_eq!(coverage(&["--environment", "none"]).0, Some(1));
     relay.stop();
 }
+
+/// Scenario: a destination that gets `custom` events only, without e-mail addresses, beside one that gets everything.
+/// Guarantees: `only` and `redact` hold for what is delivered, and for their own destination alone.
+#[test]
+fn a_destination_gets_only_what_it_is_to_see() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    let narrow = setup.queue().with_file_name("narrow");
+    setup.config["environments"][0]["destinations"] = json!(["archive", "narrow"]);
+    setup.config["destinations"].as_array_mut().unwrap().push(json!({
+        "name": "narrow",
+        "only": { "kinds": ["custom"] },
+        "redact": { "attributes": { "/email": "drop" } },
+        "file": { "path": narrow },
+    }));
+    let relay = Relay::start(&setup);
+    let context = json!({ "kind": "user", "key": "ann", "email": "ann@example.com", "plan": "pro" });
+    let events = json!([
+        { "kind": "custom", "creationDate": 1_700_000_000_000_u64, "key": "bought", "context": context },
+        { "kind": "identify", "creationDate": 1_700_000_000_000_u64, "context": context },
+    ]);
+    relay.post("narrowed", &events);
+    relay.settle();
+    relay.stop();
+    let lines = read_lines(&narrow);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(!lines[0].contains("ann@example.com"), "{lines:?}");
+    let event = export::event(&lines[0]);
+    assert_eq!(
+        (&event["key"], &event["context"]["plan"]),
+        (&json!("bought"), &json!("pro"))
+    );
+    assert_eq!(event["context"]["_meta"]["redactedAttributes"], json!(["email"]));
+    let whole = setup.exported();
+    assert_eq!(whole.len(), 2);
+    assert!(whole.iter().all(|line| line.contains("ann@example.com")));
+}
