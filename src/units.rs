@@ -1,10 +1,10 @@
-//! Sizes and durations as configuration writes them: one whole number and one unit.
+//! Sizes and durations as configuration writes them, one whole number and one unit, and bytes as hex digits.
 //!
 //! Owns the two spellings and their way back to text. A number without a unit is refused (`30` could be seconds or
 //! milliseconds); only `0` needs none. Error messages never repeat the text they refuse: it could be a misplaced
 //! secret.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -123,6 +123,17 @@ fn shortest(value: u64, units: &[(&str, u64)]) -> String {
         .map(|(name, factor)| format!("{}{name}", value / factor))
         .min_by_key(String::len)
         .unwrap_or_default()
+}
+
+/// Returns bytes as lower-case hex digits, as signatures and ids are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 //! `ALL_PROXY` and `NO_PROXY` are honoured. Nothing here retries: the drain does.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +13,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response};
 
+use super::ProbeError;
 use crate::section::Section;
 use crate::trust;
 
@@ -67,6 +67,23 @@ pub async fn exchange(request: RequestBuilder) -> Result<Reply, String> {
     let mut response = request.send().await.map_err(told)?;
     let body = read(&mut response).await?;
     Ok(Reply::of(response, &body))
+}
+
+/// Sends the request that `build` makes with the shared client, and reads the answer.
+pub async fn ask(build: impl FnOnce(&Client) -> RequestBuilder) -> Result<Reply, String> {
+    exchange(build(client()?)).await
+}
+
+/// Asks whether a service's host answers at all, whatever it answers: what a probe can do where no call is harmless.
+/// `look_at` names the settings that could be wrong.
+pub async fn reach(base: &str, look_at: &str) -> Result<(), ProbeError> {
+    match ask(|client| client.head(base)).await {
+        Ok(_) => Ok(()),
+        Err(why) => Err(ProbeError {
+            why: format!("{base} cannot be reached: {why}"),
+            remedy: format!("allow the way there (egress rules, `HTTPS_PROXY`), or look at {look_at}"),
+        }),
+    }
 }
 
 /// Sends a request and takes the answer's status and headers for the answer: `text` is empty. What comes of the body is
@@ -134,19 +151,13 @@ pub fn short(text: &str) -> String {
     words.join(" ").chars().take(MOST_WORDS).collect()
 }
 
-/// Returns bytes as lower-case hex digits, as signatures and ids are written.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+/// Returns an error with its causes, as one line of at most 300 characters.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    short(&all_causes(error))
 }
 
-/// Returns an error with its causes.
-pub fn causes(error: &(dyn Error + 'static)) -> String {
+/// Returns an error with its causes, however long.
+pub fn all_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -154,7 +165,7 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
         text.push_str(&error.to_string());
         source = error.source();
     }
-    short(&text)
+    text
 }
 
 /// Reads a URL that events are sent to, if there is one. It must be https but for loopback, and hold no credentials.

@@ -23,7 +23,7 @@ use crate::export::form::Form;
 use crate::export::{ExportEvent, envelope};
 use crate::secret::Secret;
 use crate::section::Section;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, hex};
 
 mod table;
 #[cfg(test)]
@@ -331,7 +331,7 @@ fn partition_key(key: String) -> String {
     if key.chars().nth(KEY_CHARS).is_none() {
         return key;
     }
-    web::hex(&Sha256::digest(key.as_bytes()))
+    hex(&Sha256::digest(key.as_bytes()))
 }
 
 fn push_text(out: &mut Vec<u8>, text: &str) {

@@ -8,7 +8,6 @@
 //! be sent again. `PUBSUB_EMULATOR_HOST` is not looked at: a variable left behind must not send events elsewhere.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one_line};
 use crate::export::{ExportEvent, envelope};
+use crate::units::hex;
 
 #[cfg(test)]
 mod access;
@@ -203,10 +203,5 @@ fn ordering_key(key: String) -> String {
     if key.len() <= KEY_BYTES {
         return key;
     }
-    Sha256::digest(key.as_bytes())
-        .iter()
-        .fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    hex(&Sha256::digest(key.as_bytes()))
 }

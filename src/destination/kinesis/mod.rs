@@ -6,7 +6,6 @@
 //! Credentials come from AWS's default chain (variables, web identity, pod identity, instance), then from a role if one
 //! is configured. The SDK's own retries are off.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one
 use crate::export::form::Form;
 use crate::export::{ExportEvent, envelope};
 use crate::section::Section;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, hex};
 
 mod answers;
 #[cfg(test)]
@@ -336,10 +335,5 @@ fn partition_key(key: String, id: &str) -> String {
     if key.chars().nth(KEY_CHARS).is_none() {
         return key;
     }
-    Sha256::digest(key.as_bytes())
-        .iter()
-        .fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    hex(&Sha256::digest(key.as_bytes()))
 }

@@ -18,6 +18,7 @@ use super::answers::{
 };
 use crate::destination::Verdict;
 use crate::destination::answers::{Answer, Means, of_code, of_status};
+use crate::destination::web::{all_causes, causes, short};
 
 /// Codes whose message can quote an event's values.
 const INVALID: [&str; 2] = ["ValidationException", "SerializationException"];
@@ -88,7 +89,7 @@ pub(super) fn of_credentials(error: &(dyn Error + 'static)) -> Option<&'static A
                 return Some(&NO_CREDENTIALS);
             }
             Some(failed) => {
-                let text = causes(failed);
+                let text = all_causes(failed);
                 let refused = ["AccessDenied", "InvalidIdentityToken", "InvalidClientTokenId"];
                 let refused = refused.iter().any(|code| text.contains(code));
                 return Some(if refused { &ROLE_REFUSED } else { &NO_CREDENTIALS_NOW });
@@ -113,7 +114,7 @@ where
     }
     match error {
         SdkError::TimeoutError(_) => "no answer in time".to_owned(),
-        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => short(&causes(error)),
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => causes(error),
         _ => match error.raw_response() {
             Some(response) => format!("answer {} is not one of Kinesis", response.status().as_u16()),
             None => "no answer".to_owned(),
@@ -138,22 +139,4 @@ fn is_about_size(message: &str) -> bool {
 fn is_about_the_stream(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     message.contains("'streamname'") || message.contains("'streamarn'")
-}
-
-/// Returns an error that never reached Kinesis with its causes: addresses and credentials, never events.
-fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
-/// Returns one line of at most 300 characters; the credential chain's errors are lists.
-fn short(text: &str) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().take(300).collect()
 }

@@ -4,13 +4,13 @@
 //! that a batch holds one user's events in their order, and that the same events make the same batch.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
 use super::Environment;
 use crate::destination::{Item, Limits};
 use crate::export::json::Object;
+use crate::units::hex;
 
 /// Batches in one request.
 const MOST_BATCHES: usize = 100;
@@ -90,11 +90,7 @@ fn push_batch(out: &mut Vec<u8>, items: &[&Item], environment: Environment) {
 fn request_id(items: &[&Item]) -> String {
     let mut hash = Sha256::new();
     items.iter().for_each(|item| hash.update(item.id.as_bytes()));
-    hash.finalize().iter().take(12).fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&hash.finalize()[..12])
 }
 
 #[cfg(test)]

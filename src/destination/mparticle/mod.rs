@@ -10,10 +10,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use reqwest::Client;
 use serde_json::Value;
 
 use super::answers::{Answer, Means, On, of_status};
-use super::web::{self, Reply, client, exchange, short};
+use super::web::{self, Reply, short};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all};
 use crate::export::ExportEvent;
 use crate::export::fields::Fields;
@@ -231,17 +232,15 @@ impl Destination for Mparticle {
 
     async fn send(&self, items: &[Item]) -> Vec<Verdict> {
         let retry = |why| Verdict::Retry { after: None, why };
-        let client = match client() {
-            Ok(client) => client,
-            Err(why) => return all(&retry(why), items),
-        };
         let Settings { api_key, secret, .. } = &self.settings;
-        let request = client
-            .post(&self.url)
-            .basic_auth(api_key.expose(), Some(secret.expose()))
-            .header("content-type", "application/json")
-            .body(bulk::request(items, self.settings.environment));
-        let verdict = match exchange(request).await {
+        let request = |client: &Client| {
+            client
+                .post(&self.url)
+                .basic_auth(api_key.expose(), Some(secret.expose()))
+                .header("content-type", "application/json")
+                .body(bulk::request(items, self.settings.environment))
+        };
+        let verdict = match web::ask(request).await {
             Ok(reply) => verdict(&reply, items.len()),
             Err(why) => retry(why),
         };
@@ -250,20 +249,11 @@ impl Destination for Mparticle {
 
     async fn probe(&self) -> Result<String, ProbeError> {
         let base = self.settings.base();
-        let reached = match client() {
-            Ok(client) => exchange(client.head(&base)).await,
-            Err(why) => Err(why),
-        };
-        match reached {
-            Ok(_) => Ok(format!(
-                "{base} answers; whether `api_key`, `secret` and `pod` are right only an event can tell, since mParticle \
-                 has no call that checks them"
-            )),
-            Err(why) => Err(ProbeError {
-                why: format!("{base} cannot be reached: {why}"),
-                remedy: "allow the way there (egress rules, `HTTPS_PROXY`), or look at `pod` and `endpoint`".to_owned(),
-            }),
-        }
+        web::reach(&base, "`pod` and `endpoint`").await?;
+        Ok(format!(
+            "{base} answers; whether `api_key`, `secret` and `pod` are right only an event can tell, since mParticle \
+             has no call that checks them"
+        ))
     }
 }
 

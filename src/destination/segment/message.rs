@@ -11,8 +11,6 @@
 //! is sent, and a `custom` event's `data` never. A user's key is the `userId`, also an anonymous user's; of contexts the
 //! settings say which kind is which id.
 
-use std::fmt::Write as _;
-
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -22,6 +20,7 @@ use crate::export::ExportEvent;
 use crate::export::fields::{Fields, Subject, key};
 use crate::export::form::DefaultMeans;
 use crate::export::json::{Object, as_string};
+use crate::units::hex;
 
 /// The longest environment id that stands in a `messageId` as it is; Segment takes less than 100 characters in all.
 const MOST_ENVIRONMENT_BYTES: usize = 48;
@@ -179,10 +178,5 @@ fn copy<'a>(out: &mut Object<'_>, fields: &Fields<'a>, read: fn(&Fields<'a>, &st
 
 // 48 bits of a secret's hash tell sources apart, and nobody finds a key of 190 bits by them.
 fn short_hash(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().take(6).fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&Sha256::digest(text.as_bytes())[..6])
 }

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use reqwest::Client;
 use serde_json::Value;
 
 use super::answers::{Answer, Means, On, of_status};
-use super::web::{self, Reply, client, exchange};
+use super::web::{self, Reply};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all};
 use crate::export::ExportEvent;
 use crate::export::form::DefaultMeans;
@@ -37,7 +38,7 @@ const MOST_MESSAGE_BYTES: usize = 32 * 1024;
 /// What a request has besides messages: `{"batch":[],"sentAt":"2026-11-22T21:20:00.000Z"}` and a comma each.
 const FRAME_BYTES: usize = 64 + MOST_MESSAGES;
 
-/// What is the way to a workspace in this region.
+/// The path of a request, whatever the region.
 const PATH: &str = "/v1/batch";
 
 crate::choices! {
@@ -225,16 +226,14 @@ impl Destination for Segment {
 
     async fn send(&self, items: &[Item]) -> Vec<Verdict> {
         let retry = |why| Verdict::Retry { after: None, why };
-        let client = match client() {
-            Ok(client) => client,
-            Err(why) => return all(&retry(why), items),
+        let request = |client: &Client| {
+            client
+                .post(&self.url)
+                .basic_auth(self.settings.write_key.expose(), Some(""))
+                .header("content-type", "application/json")
+                .body(batch(items, Timestamp::now()))
         };
-        let request = client
-            .post(&self.url)
-            .basic_auth(self.settings.write_key.expose(), Some(""))
-            .header("content-type", "application/json")
-            .body(batch(items, Timestamp::now()));
-        let verdict = match exchange(request).await {
+        let verdict = match web::ask(request).await {
             Ok(reply) => verdict(&reply, items.len()),
             Err(why) => retry(why),
         };
@@ -243,20 +242,11 @@ impl Destination for Segment {
 
     async fn probe(&self) -> Result<String, ProbeError> {
         let base = self.settings.base();
-        let reached = match client() {
-            Ok(client) => exchange(client.head(base)).await,
-            Err(why) => Err(why),
-        };
-        match reached {
-            Ok(_) => Ok(format!(
-                "{base} answers; whether `write_key` and `region` are right only the source's debugger can tell, since \
-                 Segment answers 200 to any"
-            )),
-            Err(why) => Err(ProbeError {
-                why: format!("{base} cannot be reached: {why}"),
-                remedy: "allow the way there (egress rules, `HTTPS_PROXY`), or look at `endpoint`".to_owned(),
-            }),
-        }
+        web::reach(base, "`endpoint`").await?;
+        Ok(format!(
+            "{base} answers; whether `write_key` and `region` are right only the source's debugger can tell, since \
+             Segment answers 200 to any"
+        ))
     }
 }
 

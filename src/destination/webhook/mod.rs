@@ -22,7 +22,7 @@ use crate::export::ExportEvent;
 use crate::export::form::Form;
 use crate::secret::Secret;
 use crate::section::Section;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, hex};
 
 mod headers;
 mod signature;
@@ -274,5 +274,5 @@ fn delivery_id(items: &[Item]) -> String {
         hash.update(item.id.as_bytes());
         hash.update(b"\n");
     }
-    web::hex(&hash.finalize()[..16])
+    hex(&hash.finalize()[..16])
 }

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::destination::web;
 use crate::secret::Secret;
+use crate::units::hex;
 
 /// Returns the header's value.
 pub(super) fn of(secret: &Secret, now: SystemTime, body: &[u8]) -> String {
@@ -26,7 +26,7 @@ pub(super) fn of(secret: &Secret, now: SystemTime, body: &[u8]) -> String {
     };
     mac.update(format!("{seconds}.").as_bytes());
     mac.update(body);
-    format!("t={seconds},v1={}", web::hex(&mac.finalize().into_bytes()))
+    format!("t={seconds},v1={}", hex(&mac.finalize().into_bytes()))
 }
 
 #[cfg(test)]

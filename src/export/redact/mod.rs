@@ -14,6 +14,7 @@ use sha2::Sha256;
 use crate::export::{Member, Members};
 use crate::secret::Secret;
 use crate::section::{Leaf, Section};
+use crate::units::hex;
 
 mod object;
 mod reference;
@@ -272,13 +273,7 @@ impl Redact {
             Some(text) => mac.update(text.as_bytes()),
             None => mac.update(value.as_bytes()),
         }
-        let digits: String = mac
-            .finalize()
-            .into_bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Some(format!("\"{digits}\""))
+        Some(format!("\"{}\"", hex(&mac.finalize().into_bytes())))
     }
 }
 
