@@ -48,6 +48,9 @@ macro_rules! inventory {
 inventory! {
     BUILD_INFO: Gauge "flagtap_build_info" ["version"] "Always 1; the label says which version runs.";
     TASK_PANICS: Counter "flagtap_task_panics_total" ["task"] "Panics of a task that was started again.";
+    CONFIGURATION_RELOADS: Counter "flagtap_configuration_reloads_total" ["outcome"] "Times the configuration file was read again: `applied`, `refused`, or `unchanged` although somebody asked.";
+    CONFIGURATION_REFUSED: Gauge "flagtap_configuration_refused" [] "1 while the configuration file cannot be used as it is now and an earlier one is in force, else 0.";
+    CONFIGURATION_RESTART: Gauge "flagtap_configuration_waits_for_restart" [] "1 while the configuration file has values that only a restart brings into force, else 0.";
     CONNECTIONS: Gauge "flagtap_connections" [] "Open client connections.";
     CONNECTIONS_ACCEPTED: Counter "flagtap_connections_accepted_total" [] "Client connections accepted.";
     REQUESTS: Counter "flagtap_requests_total" ["route", "status"] "Requests by route template and class of their answer (`2xx` …); `none` if the client broke off within the body. Shed requests are in `flagtap_request_errors_total` only.";
@@ -79,6 +82,7 @@ inventory! {
     DESTINATION_REQUEST_SECONDS: Histogram "flagtap_destination_request_seconds" ["destination"] "Duration of a request to the destination.";
     DESTINATION_RETRIED: Counter "flagtap_destination_events_retried_total" ["destination"] "Events sent again after a failed try.";
     DESTINATION_BLOCKED: Gauge "flagtap_destination_blocked" ["destination"] "1 while the destination refuses flagtap's configuration (credentials, name), else 0.";
+    DESTINATION_PAUSED: Gauge "flagtap_destination_paused" ["destination"] "1 while delivery is paused by `paused: true`, else 0.";
     QUEUE_AVAILABLE: Gauge "flagtap_queue_available" [] "1 while the queue takes appends, 0 while the tee is off.";
     QUEUE_BYTES: Gauge "flagtap_queue_bytes" [] "Bytes the queue uses on disk.";
     QUEUE_APPEND_SECONDS: Histogram "flagtap_queue_append_seconds" [] "Time until an append was durable.";

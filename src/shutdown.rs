@@ -4,8 +4,10 @@
 //! destinations are served) is the application's business.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -16,6 +18,8 @@ pub struct Shutdown {
     pub soft: CancellationToken,
     /// Cancelled by the second: leave at once.
     pub hard: CancellationToken,
+    /// Notified by HUP: read the configuration again.
+    pub reload: Arc<Notify>,
 }
 
 impl Shutdown {
@@ -27,8 +31,7 @@ impl Shutdown {
     /// Installs the signal handlers and returns the pair that they cancel.
     ///
     /// Must be called inside a Tokio runtime. The task that waits for signals ends when `hard` is cancelled, by a
-    /// signal or by the owner. HUP is logged and otherwise ignored, so that a closed terminal or a reload script does
-    /// not end the relay.
+    /// signal or by the owner. HUP never ends the relay: it asks for the configuration to be read again.
     pub fn listen() -> io::Result<Self> {
         let shutdown = Self::new();
         let signals = Signals {
@@ -64,7 +67,8 @@ impl Signals {
                 _ = self.terminate.recv() => "TERM",
                 _ = self.interrupt.recv() => "INT",
                 _ = self.hangup.recv() => {
-                    info!(signal = "HUP", "signal ignored: the configuration is read at start only");
+                    info!(signal = "HUP", "asked to read the configuration again");
+                    shutdown.reload.notify_one();
                     continue;
                 }
             };
@@ -110,11 +114,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signal_is_soft_a_second_hard_and_hangup_nothing() {
+    async fn a_signal_is_soft_a_second_hard_and_hangup_a_reload() {
         let shutdown = Shutdown::listen().unwrap();
-        let mut hangup = signal(SignalKind::hangup()).unwrap();
         send("HUP");
-        timeout(PATIENCE, hangup.recv()).await.unwrap();
+        timeout(PATIENCE, shutdown.reload.notified()).await.unwrap();
         assert!(!shutdown.soft.is_cancelled());
         send("TERM");
         timeout(PATIENCE, shutdown.soft.cancelled()).await.unwrap();

@@ -1,15 +1,17 @@
-//! The drain tasks: one per destination, restarted if one panics, ended together.
+//! The drain tasks: one per destination that is not paused, restarted if one panics, ended one by one or together.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use crate::destination::Destination;
 use crate::drain::{Drain, DrainStatus, Settings, Stop};
-use crate::metrics::{Metrics, TASK_PANICS};
+use crate::metrics::{DESTINATION_BLOCKED, Metrics, TASK_PANICS};
 use crate::queue::Queue;
 
 // Long enough not to burn a core on a drain that panics at once, short enough not to matter to the backlog.
@@ -18,39 +20,89 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 /// One destination and how it is served.
 pub(super) struct Spec {
     pub(super) name: String,
+    /// The folder that it alone may write to, if it needs one.
+    pub(super) folder: Option<PathBuf>,
     pub(super) destination: Arc<dyn Destination>,
     pub(super) settings: Settings,
 }
 
-/// The running drains.
+/// The drains, those that are told to end included.
 pub(super) struct Drains {
-    statuses: Vec<(String, Arc<DrainStatus>)>,
+    queue: Arc<dyn Queue>,
+    metrics: Arc<Metrics>,
     stop: Stop,
+    running: Vec<Running>,
     tasks: TaskTracker,
 }
 
+struct Running {
+    name: String,
+    folder: Option<PathBuf>,
+    status: Arc<DrainStatus>,
+    stop: Stop,
+    /// It was told to end.
+    leaving: bool,
+    /// Cancelled when it has ended.
+    ended: CancellationToken,
+}
+
 impl Drains {
-    /// Starts one drain per destination; each waits for the queue to open.
-    pub(super) fn start(specs: Vec<Spec>, queue: Arc<dyn Queue>, metrics: Arc<Metrics>) -> Self {
-        let (stop, tasks) = (Stop::default(), TaskTracker::new());
-        let mut statuses = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let status = Arc::new(DrainStatus::default());
-            statuses.push((spec.name.clone(), Arc::clone(&status)));
-            tasks.spawn(keep_draining(
-                spec,
-                Arc::clone(&queue),
-                Arc::clone(&metrics),
-                status,
-                stop.clone(),
-            ));
+    /// Returns no drain yet. Each that is started waits for the queue to open.
+    pub(super) fn new(queue: Arc<dyn Queue>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            queue,
+            metrics,
+            stop: Stop::default(),
+            running: Vec::new(),
+            tasks: TaskTracker::new(),
         }
-        Self { statuses, stop, tasks }
     }
 
-    /// Returns each destination's status, in the order of the configuration.
-    pub(super) fn statuses(&self) -> Vec<(String, Arc<DrainStatus>)> {
-        self.statuses.clone()
+    /// Starts a drain. If one of this name, or one with the same folder, is on its way out, the new one waits for its
+    /// end: two must not share a cursor or a file.
+    pub(super) fn start(&mut self, spec: Spec) {
+        self.running.retain(|drain| !drain.ended.is_cancelled());
+        let shares =
+            |drain: &&Running| drain.name == spec.name || (drain.folder.is_some() && drain.folder == spec.folder);
+        let before = self.running.iter().filter(shares).map(|drain| drain.ended.clone());
+        let before: Vec<CancellationToken> = before.collect();
+        let running = Running {
+            name: spec.name.clone(),
+            folder: spec.folder.clone(),
+            status: Arc::new(DrainStatus::default()),
+            stop: Stop {
+                soft: self.stop.soft.child_token(),
+                hard: self.stop.hard.child_token(),
+            },
+            leaving: false,
+            ended: CancellationToken::new(),
+        };
+        let (queue, metrics) = (Arc::clone(&self.queue), Arc::clone(&self.metrics));
+        let (status, stop) = (Arc::clone(&running.status), running.stop.clone());
+        // Cancelled also if the task is dropped.
+        let ended = running.ended.clone().drop_guard();
+        self.running.push(running);
+        self.tasks.spawn(async move {
+            for earlier in before {
+                earlier.cancelled().await;
+            }
+            keep_draining(spec, queue, metrics, status, stop).await;
+            drop(ended);
+        });
+    }
+
+    /// Tells the drain of this name to end at once: what is not delivered stays in the queue. Does not wait for it.
+    pub(super) fn end(&mut self, name: &str) {
+        for drain in self.running.iter_mut().filter(|drain| drain.name == name) {
+            drain.leaving = true;
+            drain.stop.hard.cancel();
+        }
+    }
+
+    /// Returns the status of the drain of this name, if one is running.
+    pub(super) fn status(&self, name: &str) -> Option<Arc<DrainStatus>> {
+        let found = self.running.iter().find(|drain| drain.name == name && !drain.leaving);
+        found.map(|drain| Arc::clone(&drain.status))
     }
 
     /// Has the drains deliver what waits until `soft_end`, then end by `end`; each notes what was delivered. To be
@@ -69,20 +121,13 @@ impl Drains {
 }
 
 async fn keep_draining(spec: Spec, queue: Arc<dyn Queue>, metrics: Arc<Metrics>, status: Arc<DrainStatus>, stop: Stop) {
-    loop {
+    while !stop.hard.is_cancelled() {
         let consumer = match stop.hard.run_until_cancelled(queue.consumer(&spec.name)).await {
-            None => return,
+            None => break,
             Some(Ok(consumer)) => consumer,
             Some(Err(error)) => {
                 warn!(destination = %spec.name, %error, "cannot open the queue's cursor, will try again");
-                if stop
-                    .hard
-                    .run_until_cancelled(tokio::time::sleep(RESTART_WAIT))
-                    .await
-                    .is_none()
-                {
-                    return;
-                }
+                let _ = stop.hard.run_until_cancelled(tokio::time::sleep(RESTART_WAIT)).await;
                 continue;
             }
         };
@@ -96,7 +141,7 @@ async fn keep_draining(spec: Spec, queue: Arc<dyn Queue>, metrics: Arc<Metrics>,
             stop: stop.clone(),
         };
         match tokio::spawn(drain.run()).await {
-            Ok(_ending) => return,
+            Ok(_ending) => break,
             Err(_panicked) => {
                 metrics.counter(&TASK_PANICS, &["drain"]).increment(1);
                 error!(destination = %spec.name, "delivery stopped by a defect, starting it again from its cursor");
@@ -104,4 +149,6 @@ async fn keep_draining(spec: Spec, queue: Arc<dyn Queue>, metrics: Arc<Metrics>,
             }
         }
     }
+    // Whoever comes next finds out for itself.
+    metrics.gauge(&DESTINATION_BLOCKED, &[&spec.name]).set(0.0);
 }

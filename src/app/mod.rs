@@ -9,7 +9,10 @@
 mod drains;
 mod files;
 mod flags;
+mod live;
+mod plan;
 mod relay;
+mod reload;
 mod status;
 
 use std::net::SocketAddr;
@@ -31,12 +34,7 @@ use crate::admin;
 use crate::admin::api::{self, Api};
 use crate::admin::telemetry::{self, Telemetry};
 use crate::config::{self, Config, Engine};
-use crate::drain;
-use crate::metrics::{
-    BUILD_INFO, DESTINATION_CORRUPT, DESTINATION_DEAD, DESTINATION_DELIVERED, DESTINATION_EVICTED, DESTINATION_QUEUED,
-    DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics,
-};
-use crate::platform::Platform;
+use crate::metrics::{BUILD_INFO, Metrics};
 use crate::proxy::listen::Listening;
 use crate::proxy::tee::Tee;
 use crate::proxy::{self, Relay, listen};
@@ -46,10 +44,12 @@ use crate::queue::sled::SledQueue;
 use crate::queue::{self, Queue, Stats, system_clock};
 use crate::shutdown::Shutdown;
 
-use drains::Drains;
 use flags::Flags;
+pub use live::SetLevel;
+use live::{Live, Parts};
 pub(crate) use relay::platform;
-use relay::{connection_limits, relay_settings, tee_environments, tee_settings, tls, upstream};
+use relay::{connection_limits, decoded_bytes, policy, relay_settings, tls, upstream};
+pub use reload::Source;
 
 /// How often gauges are brought up to date and histograms folded without a scrape.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ pub struct App {
     pub admin: Option<SocketAddr>,
     metrics: Arc<Metrics>,
     queue: Arc<Observed>,
-    drains: Drains,
+    live: Arc<Live>,
     batches: TaskTracker,
     connections: Arc<AtomicUsize>,
     ready: Arc<AtomicBool>,
@@ -83,6 +83,7 @@ pub struct App {
     stop_listening: CancellationToken,
     stop_helpers: CancellationToken,
     stop_keeping: CancellationToken,
+    stop_changing: CancellationToken,
     keeping: JoinHandle<()>,
     serving: JoinHandle<()>,
     helpers: TaskTracker,
@@ -90,11 +91,10 @@ pub struct App {
 
 impl App {
     /// Starts everything `config` asks for. Fails only on what a person must put right: an address in use, TLS files
-    /// that do not load.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
+    /// that do not load. What changes later comes from `source`.
+    pub async fn start(config: Config, source: Source) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new());
         metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")]).set(1.0);
-        show_from_the_start(&config, &metrics);
 
         let seats = files::seats(config.limits.connections);
         // Everything that can fail comes before anything that must be ended again.
@@ -108,7 +108,6 @@ impl App {
         let telemetry = telemetry_listener.local_addr()?;
         let admin = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
 
-        let destinations = destinations(&config).await;
         let names: Vec<String> = config
             .destinations
             .iter()
@@ -125,24 +124,37 @@ impl App {
         while queue.stats().is_opening() && Instant::now() < opening {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let drains = Drains::start(destinations, Arc::clone(&queue) as Arc<dyn Queue>, Arc::clone(&metrics));
-
-        let platform: Arc<dyn Platform> = Arc::new(platform(&config));
-        let tee = Tee::new(
-            Arc::clone(&platform),
+        let tee = Arc::new(Tee::new(
+            policy(&config, &flags, &metrics),
             Arc::clone(&queue) as Arc<dyn Queue>,
-            tee_environments(&config, &flags),
-            tee_settings(&config),
+            decoded_bytes(&config),
             Arc::clone(&metrics),
-        );
+        ));
         let census = tee.census();
         let batches = TaskTracker::new();
         let settings = relay_settings(&config);
-        let handler = Relay::new(platform, upstream, tee, settings, batches.clone(), Arc::clone(&metrics));
+        let handler = Relay::new(
+            upstream,
+            Arc::clone(&tee),
+            settings,
+            batches.clone(),
+            Arc::clone(&metrics),
+        );
         let stack = proxy::stack(handler, settings.requests, &metrics);
+        let grace = config.shutdown;
+        let admin_settings = config.admin.clone();
+        let Source { file, asked, set_level } = source;
+        let parts = Parts {
+            queue: Arc::clone(&queue) as Arc<dyn Queue>,
+            tee,
+            flags: flags.clone(),
+            metrics: Arc::clone(&metrics),
+            set_level,
+        };
+        let live = Arc::new(Live::start(parts, config).await);
 
         let (stop_listening, stop_helpers) = (CancellationToken::new(), CancellationToken::new());
-        let stop_keeping = CancellationToken::new();
+        let (stop_keeping, stop_changing) = (CancellationToken::new(), CancellationToken::new());
         let helpers = TaskTracker::new();
         if let Some(tls) = &tls {
             helpers.spawn(Arc::clone(tls).watch(TLS_INTERVAL, stop_helpers.clone()));
@@ -152,6 +164,7 @@ impl App {
         let kept = Arc::clone(&queue) as Arc<dyn Queue>;
         // Until nothing is received any more, and while the queue still has its folder.
         let keeping = tokio::spawn(flags.clone().keep(kept, stop_keeping.clone()));
+        helpers.spawn(reload::watch(Arc::clone(&live), file, asked, stop_changing.clone()));
         let ready = Arc::new(AtomicBool::new(true));
         let shown = Arc::new(Telemetry {
             metrics: Arc::clone(&metrics),
@@ -161,24 +174,24 @@ impl App {
                 Box::new(move || queue.sample())
             },
             status: {
-                let (queue, shown) = (Arc::clone(&queue), drains.statuses());
-                Box::new(move || status::document(&queue.stats(), &shown))
+                let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
+                Box::new(move || status::document(&queue.stats(), &live.shown()))
             },
-            coverage: Box::new(move |environment| flags.document(environment)),
+            coverage: {
+                let live = Arc::clone(&live);
+                Box::new(move |environment| flags.document(&live.shown().config, environment))
+            },
         });
         let routes = telemetry::routes(shown);
         helpers.spawn(admin::serve(telemetry_listener, routes, stop_helpers.clone()));
-        if let (Some(listener), Some(settings)) = (admin_listener, &config.admin) {
-            let (of_status, shown) = (Arc::clone(&queue), drains.statuses());
-            let environments = status::environments(&config);
+        if let (Some(listener), Some(settings)) = (admin_listener, &admin_settings) {
+            let (of_status, live) = (Arc::clone(&queue), Arc::clone(&live));
             let routes = api::routes(Arc::new(Api {
                 listen: settings.listen,
                 hosts: settings.hosts.clone(),
                 token: settings.token.clone(),
                 queue: Arc::clone(&queue) as Arc<dyn Queue>,
-                status: Box::new(move || {
-                    status::whole(&of_status.stats(), &shown, &census.counted(), environments.clone())
-                }),
+                status: Box::new(move || status::whole(&of_status.stats(), &live.shown(), &census.counted())),
                 changing: Semaphore::new(1),
             }));
             helpers.spawn(admin::serve(listener, routes, stop_helpers.clone()));
@@ -189,7 +202,7 @@ impl App {
             limits,
             open: Arc::clone(&connections),
             stop: stop_listening.clone(),
-            grace: connections_part(config.shutdown.reserve),
+            grace: connections_part(grace.reserve),
         };
         let serving = tokio::spawn(listen::serve(listener, stack, listening, Arc::clone(&metrics)));
         info!(%relay, %telemetry, admin = admin.map(display), "listening");
@@ -199,14 +212,15 @@ impl App {
             admin,
             metrics,
             queue,
-            drains,
+            live,
             batches,
             connections,
             ready,
-            grace: config.shutdown,
+            grace,
             stop_listening,
             stop_helpers,
             stop_keeping,
+            stop_changing,
             keeping,
             serving,
             helpers,
@@ -247,6 +261,7 @@ impl App {
     async fn stop_by(self, end: Instant) {
         let reserve = self.grace.reserve;
         self.ready.store(false, Ordering::Release);
+        self.stop_changing.cancel();
         self.stop_listening.cancel();
         // Bounded inside `listen::serve` by the same part of the reserve as the batches.
         let part = Instant::now() + connections_part(reserve);
@@ -260,7 +275,9 @@ impl App {
         }
         // The last quarter is for the destinations' answers that are still awaited, and its second half for the queue: a
         // destination that hangs must not take that too.
-        self.drains.stop(end - reserve / 4, end - reserve / 8).await;
+        if let Some(drains) = self.live.end().await {
+            drains.stop(end - reserve / 4, end - reserve / 8).await;
+        }
         self.stop_keeping.cancel();
         let _ = timeout_at(end, self.keeping).await;
         let waiting = attached(&self.queue.stats());
@@ -327,27 +344,6 @@ async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationT
     }
 }
 
-/// Makes the series of every environment and destination appear with 0, so that rates see their first events.
-fn show_from_the_start(config: &Config, metrics: &Metrics) {
-    for environment in &config.environments {
-        for destination in &environment.destinations {
-            let labels = [environment.name.as_str(), destination.as_str()];
-            for counter in [
-                &DESTINATION_QUEUED,
-                &DESTINATION_RECOVERED,
-                &DESTINATION_REQUEUED,
-                &DESTINATION_DELIVERED,
-                &DESTINATION_DEAD,
-                &DESTINATION_EVICTED,
-                &DESTINATION_CORRUPT,
-            ] {
-                metrics.counter(counter, &labels).increment(0);
-            }
-            metrics.gauge(&DESTINATION_WAITING, &labels).set(0.0);
-        }
-    }
-}
-
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     listen::bind(address)
         .await
@@ -387,24 +383,4 @@ fn engine(config: &Config, destinations: &[String]) -> Arc<dyn Queue> {
         Engine::Sled { .. } => Arc::new(SledQueue::start(settings, destinations, system_clock())),
         Engine::Memory => Arc::new(MemoryQueue::start(settings, destinations, system_clock())),
     }
-}
-
-async fn destinations(config: &Config) -> Vec<drains::Spec> {
-    let mut specs = Vec::with_capacity(config.destinations.len());
-    for destination in &config.destinations {
-        specs.push(drains::Spec {
-            name: destination.name.clone(),
-            destination: destination.settings.open().await,
-            settings: drain::Settings {
-                retry: crate::backoff::Backoff {
-                    initial: destination.retry.initial,
-                    max: destination.retry.max,
-                },
-                concurrency: destination.concurrency,
-                narrow: destination.narrow.clone(),
-                ..drain::Settings::default()
-            },
-        });
-    }
-    specs
 }

@@ -10,18 +10,20 @@ use crate::app::flags::Flags;
 use crate::config::{self, Config, Environment};
 use crate::export::selection::Selection;
 use crate::inflate::InflateLimits;
+use crate::metrics::Metrics;
 use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
 use crate::proxy::forward::Upstream;
 use crate::proxy::forward::connect::connector;
 use crate::proxy::listen::tls::{Tls, TlsFiles};
-use crate::proxy::tee::{TeeEnvironment, TeeSettings};
+use crate::proxy::tee::{Policy, PolicySettings, TeeEnvironment};
 use crate::proxy::{ConnectionLimits, OnFailure, RelaySettings, UpstreamSettings, When};
+use crate::units::ByteSize;
 
 /// Returns the platform with the configured environments, in their order.
 pub(crate) fn platform(config: &Config) -> LaunchDarkly {
     let limits = DecodeLimits {
         inflate: InflateLimits {
-            bytes: usize::try_from(config.tee.max_decompressed.0).unwrap_or(usize::MAX),
+            bytes: bytes(config.tee.max_decompressed),
             ..InflateLimits::default()
         },
         ..DecodeLimits::default()
@@ -42,46 +44,48 @@ fn credentials(environment: &Environment) -> EnvironmentCredentials {
         .fold(with_keys, |named, id| named.with_client_side_id(id))
 }
 
-/// Returns the environments as the tee takes them.
-pub(super) fn tee_environments(config: &Config, flags: &Flags) -> Vec<TeeEnvironment> {
-    let environments = config.environments.iter().zip(flags.environments());
-    environments
-        .map(|(environment, coverage)| TeeEnvironment {
-            name: environment.name.clone(),
-            project_id: environment.project_id.clone(),
-            environment_id: environment.environment_id.clone(),
-            selection: Selection::new(environment.export.clone()),
-            coverage: Arc::clone(coverage),
-            destinations: environment.destinations.clone(),
-        })
-        .collect()
-}
-
-/// Returns how the tee decides.
-pub(super) fn tee_settings(config: &Config) -> TeeSettings {
-    TeeSettings {
+/// Returns what batches are judged by.
+pub(super) fn policy(config: &Config, flags: &Flags, metrics: &Metrics) -> Policy {
+    let environments = config.environments.iter();
+    let environments = environments.map(|environment| TeeEnvironment {
+        name: environment.name.clone(),
+        project_id: environment.project_id.clone(),
+        environment_id: environment.environment_id.clone(),
+        selection: Selection::new(environment.export.clone()),
+        coverage: flags.of(environment),
+        destinations: environment.destinations.clone(),
+    });
+    let settings = PolicySettings {
         when: match config.tee.when {
             config::When::NotRejected => When::NotRejected,
             config::When::Accepted => When::Accepted,
         },
-        payload_window: config.dedupe.window,
-        body_window: config.dedupe.body_window,
-        decoded_bytes: usize::try_from(config.tee.max_decompressed.0.saturating_mul(2)).unwrap_or(usize::MAX),
-    }
-}
-
-/// Returns the relay's bounds.
-pub(super) fn relay_settings(config: &Config) -> RelaySettings {
-    let bytes = |size: crate::units::ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
-    RelaySettings {
-        max_body: bytes(config.tee.max_body),
-        max_in_flight: bytes(config.tee.max_in_flight),
-        body_timeout: config.limits.body_timeout,
-        append_timeout: config.tee.append_timeout,
         on_failure: match config.tee.on_failure {
             config::OnFailure::Pass => OnFailure::Pass,
             config::OnFailure::Refuse => OnFailure::Refuse,
         },
+        max_body: bytes(config.tee.max_body),
+        append_timeout: config.tee.append_timeout,
+        payload_window: config.dedupe.window,
+        body_window: config.dedupe.body_window,
+    };
+    Policy::new(Arc::new(platform(config)), environments.collect(), settings, metrics)
+}
+
+/// Returns what decoded batches may take in memory at once, bytes: two of the largest.
+pub(super) fn decoded_bytes(config: &Config) -> usize {
+    bytes(config.tee.max_decompressed).saturating_mul(2)
+}
+
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
+
+/// Returns the relay's bounds.
+pub(super) fn relay_settings(config: &Config) -> RelaySettings {
+    RelaySettings {
+        max_in_flight: bytes(config.tee.max_in_flight),
+        body_timeout: config.limits.body_timeout,
         // An HTTP/1.1 connection has one request at a time; the limit bites only for HTTP/2's many streams.
         requests: config.limits.connections,
     }
@@ -92,7 +96,7 @@ pub(super) fn connection_limits(config: &Config, seats: usize) -> ConnectionLimi
     ConnectionLimits {
         connections: seats,
         headers: config.limits.headers,
-        header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+        header_bytes: bytes(config.limits.header_bytes),
         header_timeout: config.limits.header_timeout,
         idle_timeout: config.limits.idle_timeout,
     }
@@ -106,7 +110,7 @@ pub(super) fn upstream(config: &Config) -> anyhow::Result<Upstream> {
         idle_timeout: config.upstream.idle_timeout,
         max_idle: config.upstream.max_idle,
         max_headers: config.limits.headers,
-        max_head_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+        max_head_bytes: bytes(config.limits.header_bytes),
     };
     let ca_file = config.upstream.ca_file.as_deref();
     let connector = connector(&settings.url, config.upstream.connect_timeout, ca_file)?;

@@ -1,10 +1,10 @@
 //! The `/status` document: is the tee on, what waits, which destination is in trouble and why.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use crate::app::live::{Delivery, Shown};
 use crate::config::{Config, Environment};
 use crate::drain::{DrainStatus, State};
 use crate::platform::Support;
@@ -13,20 +13,26 @@ use crate::queue::{ConsumerStats, PartStats, Stats};
 use crate::secret::Secret;
 
 /// Returns the status as JSON: names and numbers, never event data.
-pub(super) fn document(stats: &Stats, drains: &[(String, Arc<DrainStatus>)]) -> Value {
-    let destinations: Map<String, Value> = drains
+pub(super) fn document(stats: &Stats, shown: &Shown) -> Value {
+    let deliveries = &shown.deliveries;
+    let destinations: Map<String, Value> = deliveries
         .iter()
-        .map(|(name, status)| (name.clone(), destination(name, stats, status)))
+        .map(|delivery| (delivery.name.clone(), destination(delivery, stats)))
         .collect();
     let unconfigured: Vec<&str> = stats
         .consumers
         .iter()
-        .filter(|consumer| !drains.iter().any(|(name, _)| *name == consumer.name))
+        .filter(|consumer| !deliveries.iter().any(|delivery| delivery.name == consumer.name))
         .map(|consumer| consumer.name.as_str())
         .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "tee": stats.unavailable.as_ref().map_or_else(|| json!("on"), |why| json!({ "off": why })),
+        "configuration": {
+            "in_force_since": time(shown.since),
+            "refused": shown.refused.as_ref().map(|(since, problems)| json!({ "since": time(*since), "problems": problems })),
+            "waits_for_restart": shown.restart,
+        },
         "queue": {
             "bytes": stats.bytes,
             "corrupt_records": stats.corrupt_records,
@@ -39,14 +45,9 @@ pub(super) fn document(stats: &Stats, drains: &[(String, Arc<DrainStatus>)]) -> 
 
 /// Returns everything that is known, as JSON: what [`document`] says, where everything is, who sends events, and what is
 /// configured; credentials masked.
-pub(super) fn whole(
-    stats: &Stats,
-    drains: &[(String, Arc<DrainStatus>)],
-    sdks: &[Counted],
-    environments: Value,
-) -> Value {
-    let mut document = document(stats, drains);
-    document["environments"] = environments;
+pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted]) -> Value {
+    let mut document = document(stats, shown);
+    document["environments"] = environments(&shown.config);
     document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes);
     let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time(UNIX_EPOCH + Duration::from_millis(part.created_ms)) });
     document["queue"]["parts"] = stats.parts.iter().map(part).collect();
@@ -65,7 +66,7 @@ pub(super) fn whole(
 }
 
 /// Returns what is configured of the environments: credentials by their last four characters.
-pub(super) fn environments(config: &Config) -> Value {
+fn environments(config: &Config) -> Value {
     let masked = |keys: &[Secret]| -> Vec<String> { keys.iter().map(Secret::last_four).collect() };
     let environment = |environment: &Environment| {
         let credentials = environment.credentials.as_ref().map(|credentials| {
@@ -91,9 +92,34 @@ fn cursor(consumer: &ConsumerStats) -> Value {
     })
 }
 
-fn destination(name: &str, stats: &Stats, status: &DrainStatus) -> Value {
-    let now = status.get();
+fn destination(delivery: &Delivery, stats: &Stats) -> Value {
+    let name = delivery.name.as_str();
     let mut shown = Map::new();
+    match &delivery.status {
+        Some(status) => progress(status, &mut shown),
+        None => drop(shown.insert("state".to_owned(), json!("paused"))),
+    }
+    if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
+        let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
+        shown.insert("waiting".to_owned(), json!(waiting));
+        let since = consumer.oldest_waiting_ms.map(Duration::from_millis);
+        shown.insert(
+            "oldest_waiting_since".to_owned(),
+            since.map_or(Value::Null, |since| time(UNIX_EPOCH + since)),
+        );
+    }
+    let dead = stats
+        .dead_letters
+        .iter()
+        .find(|(of, _)| of == name)
+        .map_or(0, |(_, count)| *count);
+    shown.insert("dead_letters".to_owned(), json!(dead));
+    Value::Object(shown)
+}
+
+/// Says how a delivery goes.
+fn progress(status: &DrainStatus, shown: &mut Map<String, Value>) {
+    let now = status.get();
     let (state, why) = match &now.state {
         State::Idle => ("idle", None),
         State::Delivering => ("delivering", None),
@@ -116,22 +142,6 @@ fn destination(name: &str, stats: &Stats, status: &DrainStatus) -> Value {
         "last_delivered".to_owned(),
         now.last_delivered.map_or(Value::Null, time),
     );
-    if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
-        let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
-        shown.insert("waiting".to_owned(), json!(waiting));
-        let since = consumer.oldest_waiting_ms.map(Duration::from_millis);
-        shown.insert(
-            "oldest_waiting_since".to_owned(),
-            since.map_or(Value::Null, |since| time(UNIX_EPOCH + since)),
-        );
-    }
-    let dead = stats
-        .dead_letters
-        .iter()
-        .find(|(of, _)| of == name)
-        .map_or(0, |(_, count)| *count);
-    shown.insert("dead_letters".to_owned(), json!(dead));
-    Value::Object(shown)
 }
 
 fn time(at: SystemTime) -> Value {

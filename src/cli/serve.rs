@@ -2,15 +2,16 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::app::App;
+use crate::app::{App, SetLevel, Source};
 use crate::cli::UNUSABLE;
-use crate::config::{self, Config, Format, Log};
+use crate::config::{self, Config, Format, Level, Log};
 use crate::shutdown::Shutdown;
 
 // A sidecar shares its node: more threads than this buy no throughput, only memory.
@@ -31,7 +32,7 @@ pub(super) fn run(path: Option<&Path>) -> ExitCode {
             }
         },
     };
-    log_to_stderr(config.log);
+    let set_level = log_to_stderr(config.log);
     match (path, &warnings) {
         (Some(path), Some(warnings)) => {
             let file = path.display().to_string();
@@ -53,7 +54,7 @@ pub(super) fn run(path: Option<&Path>) -> ExitCode {
         .enable_all()
         .build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let outcome = runtime.block_on(serve(config));
+        let outcome = runtime.block_on(serve(config, path, set_level));
         // A write that hangs on a broken disk must not keep the process.
         runtime.shutdown_timeout(LAST_WRITE);
         outcome
@@ -67,22 +68,46 @@ pub(super) fn run(path: Option<&Path>) -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, path: Option<&Path>, set_level: SetLevel) -> anyhow::Result<()> {
     // Before anything listens: a TERM during the start must find its handler.
     let shutdown = Shutdown::listen()?;
-    let app = App::start(config).await?;
+    let source = Source {
+        file: path.map(Path::to_owned),
+        asked: Arc::clone(&shutdown.reload),
+        set_level,
+    };
+    let app = App::start(config, source).await?;
     app.run(shutdown).await;
     Ok(())
 }
 
-fn log_to_stderr(log: Log) {
-    // Libraries below the line of interest: their debug output names addresses and headers.
-    let filter = EnvFilter::new(format!("warn,flagtap={}", log.level.as_str()));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+/// Sets the log up, and returns what changes its level.
+fn log_to_stderr(log: Log) -> SetLevel {
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    // The level fails to change only once the log is gone.
     match log.format {
-        Format::Json => builder.json().init(),
-        Format::Text => builder.with_target(false).init(),
+        Format::Json => {
+            let builder = builder
+                .json()
+                .with_env_filter(filter(log.level))
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| drop(handle.reload(filter(level))))
+        }
+        Format::Text => {
+            let builder = builder
+                .with_target(false)
+                .with_env_filter(filter(log.level))
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| drop(handle.reload(filter(level))))
+        }
     }
+}
+
+fn filter(level: Level) -> EnvFilter {
+    // Libraries below the line of interest: their debug output names addresses and headers.
+    EnvFilter::new(format!("warn,flagtap={}", level.as_str()))
 }

@@ -6,7 +6,7 @@ use crate::secret::Secret;
 use crate::section::Section;
 
 /// The admin port.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// IP address and port.
     pub listen: SocketAddr,

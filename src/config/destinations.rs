@@ -11,7 +11,7 @@ use crate::problems::Place;
 use crate::section::{Leaf as _, Section};
 
 /// A place where exported events go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// The name of the durable cursor, in metrics and in logs.
     pub name: String,
@@ -23,6 +23,8 @@ pub struct Destination {
     pub concurrency: usize,
     /// What it gets of what environments export.
     pub narrow: Narrow,
+    /// Nothing is delivered; what is exported to it waits in the queue.
+    pub paused: bool,
 }
 
 /// One request at a time keeps the order, and a crash repeats no more than that one.
@@ -47,6 +49,7 @@ impl Destination {
             retry: RETRY,
             concurrency: usize::from(CONCURRENCY),
             narrow: Narrow::default(),
+            paused: false,
         }
     }
 }
@@ -73,6 +76,7 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
         section.problem(Some("concurrency"), message);
     }
     let narrow = Narrow::read(section);
+    let paused = section.or("paused", false);
     let settings = section
         .kind(KINDS)
         .and_then(|kind| {
@@ -88,6 +92,7 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
         retry,
         concurrency: usize::from(concurrency),
         narrow,
+        paused,
     });
     ReadDestination { name, value }
 }

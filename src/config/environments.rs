@@ -8,7 +8,7 @@ use crate::secret::Secret;
 use crate::section::{Leaf, Section, not_a_choice};
 
 /// A LaunchDarkly environment whose events are exported.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// The name in metrics, logs and queue records. Changing it changes the ids of events to come.
     pub name: String,
@@ -26,7 +26,7 @@ pub struct Environment {
 }
 
 /// What SDKs identify themselves with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// Keys of server-side SDKs.
     pub sdk_keys: Vec<Secret>,

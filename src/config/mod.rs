@@ -15,7 +15,7 @@ mod traffic;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::problems::{Place, Problems};
@@ -31,7 +31,7 @@ pub use traffic::{Limits, Listen, OnFailure, Tee, Tls, Upstream, When};
 const MAX_FILE_BYTES: u64 = (1 << 20) + 1;
 
 /// Everything that flagtap is told.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where SDKs connect.
     pub listen: Listen,
@@ -57,6 +57,8 @@ pub struct Config {
     pub destinations: Vec<Destination>,
     /// How flagtap ends.
     pub shutdown: Grace,
+    /// Files with secrets that it was read from, beside its own.
+    pub secret_files: Vec<PathBuf>,
 }
 
 /// What is logged, and how.
@@ -136,10 +138,16 @@ impl Config {
     /// Reads a configuration's text, like [`Config::load`].
     pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<(Self, Problems), Problems> {
         let section::Reading {
-            value, mut problems, ..
+            value,
+            mut problems,
+            files,
+            ..
         } = section::read(text, environment, read);
         match value.flatten() {
-            Some(config) if !problems.has_errors() => Ok((config, problems)),
+            Some(mut config) if !problems.has_errors() => {
+                config.secret_files = files;
+                Ok((config, problems))
+            }
             _ => {
                 if !problems.has_errors() {
                     problems.error(Place::default(), "cannot be used, for a reason that no check names");
@@ -166,6 +174,7 @@ impl Config {
             environments: vec![Environment::lone(&archive.name)],
             destinations: vec![archive],
             shutdown: Grace::default(),
+            secret_files: Vec::new(),
         }
     }
 }
@@ -207,6 +216,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         environments: environments.into_iter().map(|read| read.value).collect::<Option<_>>()?,
         destinations: destinations.into_iter().map(|read| read.value).collect::<Option<_>>()?,
         shutdown,
+        secret_files: Vec::new(),
     })
 }
 

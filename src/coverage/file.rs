@@ -15,7 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Environment, MAX_FLAGS};
 
@@ -75,47 +75,79 @@ pub fn look(folder: &Path) -> BTreeMap<String, Sightings> {
         .unwrap_or_default()
 }
 
-/// Keeps the sightings of all environments in a folder.
+/// The environments of this process, and the folder that keeps their sightings.
 pub struct Keeper {
-    folder: PathBuf,
-    environments: Vec<Arc<Environment>>,
-    /// Sightings of environments that are not configured.
+    folder: Option<PathBuf>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    environments: BTreeMap<String, Arc<Environment>>,
+    /// Sightings of environments that nobody asked for yet.
     others: BTreeMap<String, Sightings>,
 }
 
 impl Keeper {
-    /// Returns a keeper for these environments. `others` is what was loaded of any other one.
-    pub fn new(folder: PathBuf, environments: Vec<Arc<Environment>>, others: BTreeMap<String, Sightings>) -> Self {
+    /// Returns a keeper that goes on from the sightings that were loaded. Without a folder nothing is written.
+    pub fn new(folder: Option<PathBuf>, loaded: BTreeMap<String, Sightings>) -> Self {
+        let kept = Kept {
+            others: loaded,
+            ..Kept::default()
+        };
         Self {
             folder,
-            environments,
-            others,
+            kept: Mutex::new(kept),
         }
+    }
+
+    /// Returns the environment with this name, always the same one, and whether it was known before.
+    pub fn environment(&self, name: &str) -> (Arc<Environment>, bool) {
+        let mut kept = self.lock();
+        if let Some(environment) = kept.environments.get(name) {
+            return (Arc::clone(environment), true);
+        }
+        let seen = kept.others.remove(name);
+        let known = seen.is_some();
+        let environment = Arc::new(Environment::new(name, seen.unwrap_or_default()));
+        kept.environments.insert(name.to_owned(), Arc::clone(&environment));
+        (environment, known)
     }
 
     /// Writes the file if a flag was seen for the first time since it was last written. Blocks on the disk. After an error
     /// the next call tries again.
     pub fn keep(&self) -> io::Result<bool> {
+        let Some(folder) = &self.folder else {
+            return Ok(false);
+        };
+        let (environments, mut all) = {
+            let kept = self.lock();
+            let environments: Vec<_> = kept.environments.values().cloned().collect();
+            (environments, kept.others.clone())
+        };
         // Every environment is asked, since asking takes the mark away.
-        let grown: Vec<bool> = self
-            .environments
+        let grown: Vec<bool> = environments
             .iter()
             .map(|environment| environment.new_sights())
             .collect();
         if !grown.contains(&true) {
             return Ok(false);
         }
-        let mut all = self.others.clone();
-        for environment in &self.environments {
+        for environment in &environments {
             all.insert(environment.name().to_owned(), environment.sights());
         }
-        let written = write(&self.folder, &all);
+        let written = write(folder, &all);
         if written.is_err() {
-            for environment in &self.environments {
+            for environment in &environments {
                 environment.lock().grown = true;
             }
         }
         written.map(|()| true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // What is inserted is whole, so a panic elsewhere left nothing half done.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -263,9 +295,10 @@ mod tests {
     fn a_failed_write_is_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("not-yet");
-        let environment = Arc::new(Environment::new("production", Sightings::new()));
         let others = BTreeMap::from([("gone".to_owned(), Sightings::from([("x".to_owned(), 9)]))]);
-        let keeper = Keeper::new(path.clone(), vec![Arc::clone(&environment)], others.clone());
+        let keeper = Keeper::new(Some(path.clone()), others.clone());
+        let (environment, known) = keeper.environment("production");
+        assert!(!known && keeper.environment("production").1);
         assert!(!keeper.keep().unwrap());
         environment.lock().grown = true;
         assert!(keeper.keep().is_err());

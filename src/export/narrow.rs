@@ -20,7 +20,7 @@ const OTHER_FLAG: &str = "only_other_flags";
 const MAX_PATTERNS: usize = 100;
 
 /// What a destination gets.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Narrow {
     /// Only these kinds; `None` means all.
     kinds: Option<BTreeSet<Kind>>,

@@ -18,10 +18,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::proxy::Failure;
 
-/// What one body may take.
+/// What bodies may take.
 pub(super) struct Cap {
-    /// `tee.max_body`, bytes.
-    pub(super) body: usize,
     /// `tee.max_in_flight`, bytes shared by all requests.
     pub(super) budget: Arc<Semaphore>,
     /// How long the client may pause.
@@ -68,12 +66,12 @@ const FLOOR: usize = 4096;
 /// Frames below this are copied together: each kept by itself would cost far more than its bytes.
 const SMALL: usize = 4096;
 
-/// Reads `body` whole if it fits, with a request's head of `head` bytes.
+/// Reads `body` whole if it fits into `most` bytes and the budget, with a request's head of `head` bytes.
 ///
 /// Fails if the client aborts or pauses for longer than the cap allows; then nothing goes to the upstream, which
 /// would get a broken request.
-pub(super) async fn capture(mut body: Incoming, head: usize, cap: &Cap) -> Result<Captured, Failure> {
-    if body.size_hint().lower() > cap.body as u64 {
+pub(super) async fn capture(mut body: Incoming, head: usize, most: usize, cap: &Cap) -> Result<Captured, Failure> {
+    if body.size_hint().lower() > most as u64 {
         return Ok(passing(Frames::default(), body, "too_large"));
     }
     let Some(mut share) = cap.share(head + FLOOR) else {
@@ -93,7 +91,7 @@ pub(super) async fn capture(mut body: Incoming, head: usize, cap: &Cap) -> Resul
         let Ok(bytes) = frame.into_data() else { break };
         let more = cap.share(bytes.len());
         frames.push(bytes);
-        if frames.length > cap.body {
+        if frames.length > most {
             return Ok(passing(frames, body, "too_large"));
         }
         match more {

@@ -22,7 +22,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::metrics::{IN_FLIGHT_BYTES, Metrics, REQUEST_SECONDS, REQUESTS, TASK_PANICS};
-use crate::platform::{self, EventRoute, Identity, Platform, Route};
+use crate::platform::{self, EventRoute, Identity, Route};
 use crate::queue::now_ms;
 
 mod answer;
@@ -43,7 +43,7 @@ use answer::AnswerLayer;
 use capture::{Cap, Captured, Held, capture};
 use detached::Detached;
 use forward::Upstream;
-use tee::{Offer, Outcome, Tee};
+use tee::{Offer, Outcome, Policy, Tee};
 
 /// What the upstream made of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,19 +118,13 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
 }
 
-/// How requests on event routes are captured and answered.
+/// What requests on event routes may take, whatever the policy.
 #[derive(Clone, Copy, Debug)]
 pub struct RelaySettings {
-    /// `tee.max_body`, bytes.
-    pub max_body: usize,
     /// `tee.max_in_flight`, bytes.
     pub max_in_flight: usize,
     /// How long a client may pause within a body.
     pub body_timeout: Duration,
-    /// How long an answer waits for the copy.
-    pub append_timeout: Duration,
-    /// `tee.on_failure`.
-    pub on_failure: OnFailure,
     /// Batches at once, and as many other requests; more are shed with 503.
     pub requests: usize,
 }
@@ -165,9 +159,8 @@ pub struct Relay {
 }
 
 struct Shared {
-    platform: Arc<dyn Platform>,
     upstream: Upstream,
-    tee: Tee,
+    tee: Arc<Tee>,
     cap: Cap,
     /// Batches without an outcome.
     places: Arc<Semaphore>,
@@ -182,15 +175,13 @@ struct Shared {
 impl Relay {
     /// Returns a relay. `batches` counts the captured batches that have no outcome yet.
     pub fn new(
-        platform: Arc<dyn Platform>,
         upstream: Upstream,
-        tee: Tee,
+        tee: Arc<Tee>,
         settings: RelaySettings,
         batches: TaskTracker,
         metrics: Arc<Metrics>,
     ) -> Self {
         let cap = Cap {
-            body: settings.max_body,
             budget: Arc::new(Semaphore::new(settings.max_in_flight.min(Semaphore::MAX_PERMITS))),
             pause: settings.body_timeout,
             whole: settings.body_timeout * SLOWEST_BODY,
@@ -198,7 +189,6 @@ impl Relay {
         };
         Self {
             shared: Arc::new(Shared {
-                platform,
                 upstream,
                 tee,
                 cap,
@@ -227,7 +217,8 @@ impl Service<Request<Incoming>> for Relay {
         Box::pin(async move {
             let started = Instant::now();
             let (parts, body) = request.into_parts();
-            let route = shared.platform.classify(&parts.method, parts.uri.path());
+            let policy = shared.tee.policy();
+            let route = policy.platform.classify(&parts.method, parts.uri.path());
             let template = match &route {
                 Route::Events(route) => route.template,
                 Route::PassThrough => "other",
@@ -235,7 +226,7 @@ impl Service<Request<Incoming>> for Relay {
             let answering = async {
                 match route {
                     Route::PassThrough => shared.pass_through(parts, body).await,
-                    Route::Events(route) => Arc::clone(&shared).events(route, parts, body).await,
+                    Route::Events(route) => Arc::clone(&shared).events(policy, route, parts, body).await,
                 }
             };
             // A defect met by one request must not take the others on its connection along.
@@ -262,24 +253,26 @@ impl Shared {
 
     async fn events(
         self: Arc<Self>,
+        policy: Arc<Policy>,
         route: EventRoute,
         parts: Parts,
         body: Incoming,
     ) -> Result<Response<Incoming>, Failure> {
         let received_ms = now_ms();
-        let identity = self.platform.identify(&route, &parts.headers);
+        let identity = policy.platform.identify(&route, &parts.headers);
         if identity == Identity::Unknown {
             // Nothing of it can be exported, so it takes no memory either.
-            self.tee.pass_by(identity, "unknown_credential");
+            self.tee.pass_by(&policy, identity, "unknown_credential");
             return self.pass_through(parts, body).await;
         }
         // Held to the batch's outcome, also when its client is gone: hanging up must not be a way around the limit.
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return Err(Failure::Overloaded);
         };
-        match capture(body, head_bytes(&parts), &self.cap).await? {
+        match capture(body, head_bytes(&parts), policy.settings.max_body, &self.cap).await? {
             Captured::Whole(body, held) => {
                 let batch = CapturedBatch {
+                    policy,
                     received_ms,
                     identity,
                     route,
@@ -293,8 +286,8 @@ impl Shared {
                 Detached::new(shared.carry(batch), &self.batches).await
             }
             Captured::Stream { first, rest, why } => {
-                self.tee.pass_by(identity, why);
-                if why == "memory_budget" && self.settings.on_failure == OnFailure::Refuse {
+                self.tee.pass_by(&policy, identity, why);
+                if why == "memory_budget" && policy.settings.on_failure == OnFailure::Refuse {
                     return Err(Failure::NotKept);
                 }
                 let pause = Pause::new(self.settings.body_timeout);
@@ -308,6 +301,7 @@ impl Shared {
     /// Takes a captured batch through forward, decide and tee; returns its answer.
     async fn carry(self: Arc<Self>, batch: CapturedBatch) -> Result<Response<Incoming>, Failure> {
         let CapturedBatch {
+            policy,
             received_ms,
             identity,
             route,
@@ -324,7 +318,7 @@ impl Shared {
                     body: &body,
                     route: &route,
                 };
-                Some(self.platform.fingerprint(&captured, environment))
+                Some(policy.platform.fingerprint(&captured, environment))
             }
             Identity::Unknown => None,
         };
@@ -333,7 +327,9 @@ impl Shared {
         let judgement = answer
             .as_ref()
             .map_or(Judgement::None, |answer| Judgement::of(answer.status()));
+        let settings = policy.settings;
         let offer = Offer {
+            policy,
             received_ms,
             parts,
             body,
@@ -349,7 +345,7 @@ impl Shared {
             outcome
         });
         // The copy is durable before the SDK gets its answer, unless the queue takes longer than the SDK should wait.
-        let failed = match tokio::time::timeout(self.settings.append_timeout, &mut teeing).await {
+        let failed = match tokio::time::timeout(settings.append_timeout, &mut teeing).await {
             Ok(outcome) => matches!(outcome, Outcome::Failed(_)),
             Err(_elapsed) => {
                 if let Some(answers) = self.notices.due("slow_copy") {
@@ -362,7 +358,7 @@ impl Shared {
                 true
             }
         };
-        if failed && self.settings.on_failure == OnFailure::Refuse {
+        if failed && settings.on_failure == OnFailure::Refuse {
             return Err(Failure::NotKept);
         }
         answer
@@ -386,6 +382,7 @@ impl Shared {
 }
 
 struct CapturedBatch {
+    policy: Arc<Policy>,
     received_ms: u64,
     identity: Identity,
     route: EventRoute,

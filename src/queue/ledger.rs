@@ -163,6 +163,16 @@ impl Ledger {
         account.configured |= configured;
     }
 
+    /// Makes `names`, and no others, the configured destinations.
+    pub(crate) fn configure(&mut self, names: &[String]) {
+        for account in self.accounts.values_mut() {
+            account.configured = false;
+        }
+        for name in names {
+            self.register(name, true);
+        }
+    }
+
     /// Opens the account for a reader. Returns false if it has none or is open already.
     pub(crate) fn open(&mut self, name: &str) -> bool {
         match self.accounts.get_mut(name) {

@@ -212,6 +212,15 @@ impl Queue for MemoryQueue {
         Ok(())
     }
 
+    async fn configure(&self, names: &[String]) -> Result<(), ConsumeError> {
+        let mut state = self.shared.lock();
+        if state.closed {
+            return Err(ConsumeError::Closed);
+        }
+        state.ledger.configure(names);
+        Ok(())
+    }
+
     async fn remove_cursor(&self, name: &str) -> Result<(), ConsumeError> {
         let mut state = self.shared.lock();
         if !state.ledger.remove(name) {

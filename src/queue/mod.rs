@@ -266,6 +266,16 @@ pub trait Queue: Send + Sync {
         Err(not_kept())
     }
 
+    /// Makes `names` the configured destinations: when this returns `Ok`, each has a durable cursor, a new one at the end
+    /// of the log, so that whatever is appended for it from then on is kept for it. Cursors of other names stay, and are
+    /// listed as without a destination.
+    ///
+    /// A queue that is not open yet takes the names in place of those it was started with.
+    async fn configure(&self, names: &[String]) -> Result<(), ConsumeError> {
+        let _ = names;
+        Err(not_kept())
+    }
+
     /// Durably forgets the cursor `name` and what waits for it. Refused while the name is configured or open.
     async fn remove_cursor(&self, name: &str) -> Result<(), ConsumeError> {
         let _ = name;

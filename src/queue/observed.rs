@@ -166,6 +166,10 @@ impl Queue for Observed {
         self.inner.remove_dead_letters(name, letters).await
     }
 
+    async fn configure(&self, names: &[String]) -> Result<(), ConsumeError> {
+        self.inner.configure(names).await
+    }
+
     async fn remove_cursor(&self, name: &str) -> Result<(), ConsumeError> {
         self.inner.remove_cursor(name).await
     }

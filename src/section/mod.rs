@@ -15,6 +15,7 @@ mod tree;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::problems::{Place, Problems};
 
@@ -33,6 +34,8 @@ pub struct Reading<T> {
     pub problems: Problems,
     /// Every key that was asked for, by path with `[]` for list items.
     pub known: BTreeMap<String, Known>,
+    /// Every file that a `…_file` key names.
+    pub files: Vec<PathBuf>,
 }
 
 /// What the reader asked for under a key.
@@ -57,6 +60,7 @@ pub fn read<T>(
     let context = Context {
         problems: RefCell::new(problems),
         known: RefCell::default(),
+        files: RefCell::default(),
     };
     let value = root.and_then(|node| {
         let place = Place {
@@ -73,12 +77,14 @@ pub fn read<T>(
         value,
         problems: context.problems.into_inner(),
         known: context.known.into_inner(),
+        files: context.files.into_inner(),
     }
 }
 
 struct Context {
     problems: RefCell<Problems>,
     known: RefCell<BTreeMap<String, Known>>,
+    files: RefCell<Vec<PathBuf>>,
 }
 
 /// One mapping of the configuration.

@@ -145,6 +145,7 @@ impl Section<'_> {
         let entry = self.find(file_key)?;
         let place = self.place_below(file_key);
         let path: PathBuf = self.leaf(&entry.node, place.clone())?;
+        self.context.files.borrow_mut().push(path.clone());
         let mut text = String::new();
         let outcome = File::open(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
         match outcome {

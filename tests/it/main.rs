@@ -29,6 +29,7 @@ mod power_cut;
 #[cfg(feature = "pubsub")]
 mod pubsub;
 mod queue_tools;
+mod reload;
 mod replay;
 mod sdks;
 mod segment;

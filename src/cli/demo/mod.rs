@@ -25,7 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::app::App;
+use crate::app::{App, Source};
 use crate::config::{Config, Engine};
 use crate::metrics::{DESTINATION_DELIVERED, EVENTS_QUEUED, EVENTS_RECEIVED};
 
@@ -69,7 +69,9 @@ async fn demo(dir: &Path) -> anyhow::Result<()> {
     let dir = fresh(dir)?;
     let upstream = StandIn::start().await?;
     let config = configuration(&dir, upstream.address)?;
-    let app = App::start(config).await.context("cannot start the relay")?;
+    let app = App::start(config, Source::fixed())
+        .await
+        .context("cannot start the relay")?;
     say(&format!(
         "stand-in for LaunchDarkly's events service on http://{}\nrelay on http://{}, telemetry on http://{}/metrics\n\
          queue in {}, export in {}\n\nsending {} recorded requests of real SDKs through the relay:\n",

@@ -39,7 +39,7 @@ crate::choices! {
 }
 
 /// What a destination does not get of contexts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redact {
     /// What is said of single attributes.
     named: Node,
@@ -49,13 +49,13 @@ pub struct Redact {
 }
 
 /// What is said of an attribute and of those within it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Node {
     rule: Option<Rule>,
     within: BTreeMap<String, Node>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
     Allow,
     Redact(Action),

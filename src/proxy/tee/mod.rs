@@ -4,11 +4,10 @@
 //! Every batch that comes in leaves in exactly one outcome, and every outcome is counted here.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use metrics::Counter;
 use tokio::sync::Semaphore;
 
 use crate::coverage;
@@ -21,8 +20,10 @@ use crate::proxy::{Judgement, Notices, When};
 use crate::queue::{Appended, Entry, Mark, Queue};
 use crate::record::{Origin, Record};
 
+mod policy;
 mod select;
 
+pub use policy::{Policy, PolicySettings};
 use select::{Selected, select};
 
 /// One environment's share of the tee.
@@ -41,21 +42,10 @@ pub struct TeeEnvironment {
     pub destinations: Vec<String>,
 }
 
-/// How the tee decides.
-#[derive(Clone, Copy, Debug)]
-pub struct TeeSettings {
-    /// `tee.when`.
-    pub when: When,
-    /// How long a payload id is remembered.
-    pub payload_window: Duration,
-    /// How long the hash of a body without a payload id is remembered.
-    pub body_window: Duration,
-    /// What decoded batches may take in memory at once, bytes.
-    pub decoded_bytes: usize,
-}
-
 /// A batch that was forwarded.
 pub struct Offer {
+    /// What it is judged by.
+    pub policy: Arc<Policy>,
     /// When the request was received, Unix milliseconds.
     pub received_ms: u64,
     /// The request's head.
@@ -89,26 +79,16 @@ pub enum Outcome {
 
 /// Appends what is to be exported to the queue.
 pub struct Tee {
-    platform: Arc<dyn Platform>,
+    policy: ArcSwap<Policy>,
     queue: Arc<dyn Queue>,
-    environments: Vec<(Arc<TeeEnvironment>, Counters)>,
-    settings: TeeSettings,
     metrics: Arc<Metrics>,
     census: Arc<Census>,
     /// What decoded batches may take until they are in the queue, in units of [`UNIT`]: a body grows when it is inflated
     /// and split, by far more than its own bytes.
     decoded: Semaphore,
+    /// The same, bytes.
+    decoded_bytes: usize,
     notices: Notices,
-}
-
-struct Counters {
-    batches_received: Counter,
-    batches_filtered: Counter,
-    batches_duplicate: Counter,
-    batches_queued: Counter,
-    events_received: Counter,
-    events_duplicate: Counter,
-    events_queued: Counter,
 }
 
 /// Label value for batches whose environment is not known.
@@ -124,41 +104,27 @@ const UNIT: usize = 1024;
 const SPLITTING: usize = 48;
 
 impl Tee {
-    /// Returns a tee over `environments`, in the order that the platform's identities refer to.
-    pub fn new(
-        platform: Arc<dyn Platform>,
-        queue: Arc<dyn Queue>,
-        environments: Vec<TeeEnvironment>,
-        settings: TeeSettings,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let environments = environments
-            .into_iter()
-            .map(|environment| {
-                let name = environment.name.clone();
-                let counter = |definition| metrics.counter(definition, &[&name]);
-                let counters = Counters {
-                    batches_received: counter(&inventory::BATCHES_RECEIVED),
-                    batches_filtered: counter(&inventory::BATCHES_FILTERED),
-                    batches_duplicate: counter(&inventory::BATCHES_DUPLICATE),
-                    batches_queued: counter(&inventory::BATCHES_QUEUED),
-                    events_received: counter(&inventory::EVENTS_RECEIVED),
-                    events_duplicate: counter(&inventory::EVENTS_DUPLICATE),
-                    events_queued: counter(&inventory::EVENTS_QUEUED),
-                };
-                (Arc::new(environment), counters)
-            })
-            .collect();
+    /// Returns a tee under `policy`. Decoded batches may take `decoded_bytes` in memory at once.
+    pub fn new(policy: Policy, queue: Arc<dyn Queue>, decoded_bytes: usize, metrics: Arc<Metrics>) -> Self {
         Self {
-            platform,
+            policy: ArcSwap::from_pointee(policy),
             queue,
-            environments,
-            settings,
             census: Arc::new(Census::new(Arc::clone(&metrics))),
             metrics,
-            decoded: Semaphore::new(settings.decoded_bytes / UNIT),
+            decoded: Semaphore::new(decoded_bytes / UNIT),
+            decoded_bytes,
             notices: Notices::default(),
         }
+    }
+
+    /// Returns the policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// Puts another policy in force for the requests to come.
+    pub fn adopt(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
     }
 
     /// Returns who sends events.
@@ -167,8 +133,8 @@ impl Tee {
     }
 
     /// Counts a batch that was not captured.
-    pub fn pass_by(&self, identity: Identity, reason: &'static str) {
-        let name = match self.environment(identity) {
+    pub fn pass_by(&self, policy: &Policy, identity: Identity, reason: &'static str) {
+        let name = match policy.environment(identity) {
             Some((environment, counters)) => {
                 counters.batches_received.increment(1);
                 &environment.name
@@ -195,13 +161,15 @@ impl Tee {
 
     /// Takes a forwarded batch to its outcome. Runs to the end also when nobody waits for it.
     pub async fn offer(&self, offer: Offer) -> Outcome {
-        if let Err(reason) = self.admit(offer.identity, offer.judgement) {
-            self.pass_by(offer.identity, reason);
+        let policy = Arc::clone(&offer.policy);
+        if let Err(reason) = admit(policy.settings.when, offer.identity, offer.judgement) {
+            self.pass_by(&policy, offer.identity, reason);
             return Outcome::NotTeed(reason);
         }
-        let (Some((environment, counters)), Some(fingerprint)) = (self.environment(offer.identity), offer.fingerprint)
+        let (Some((environment, counters)), Some(fingerprint)) =
+            (policy.environment(offer.identity), offer.fingerprint)
         else {
-            self.pass_by(offer.identity, "unknown_credential");
+            self.pass_by(&policy, offer.identity, "unknown_credential");
             return Outcome::NotTeed("unknown_credential");
         };
         let Offer {
@@ -215,7 +183,7 @@ impl Tee {
         // The semaphore is never closed; an error would only mean one batch more at once.
         let _share = self.decoded.acquire_many(self.weight(&parts, &body)).await.ok();
         let decoding = Decoding {
-            platform: Arc::clone(&self.platform),
+            platform: Arc::clone(&policy.platform),
             environment: Arc::clone(environment),
             received_ms,
             parts,
@@ -225,13 +193,13 @@ impl Tee {
         let (batch, selected) = match decoding.run().await {
             Ok(decoded) => decoded,
             Err(error) => {
-                self.pass_by(offer.identity, error.metric_label());
+                self.pass_by(&policy, offer.identity, error.metric_label());
                 return Outcome::NotTeed(error.metric_label());
             }
         };
         counters.batches_received.increment(1);
         counters.events_received.increment(batch.events.len() as u64);
-        let sdk = self.platform.sdk(&batch.sdk);
+        let sdk = policy.platform.sdk(&batch.sdk);
         let sender = coverage::Sender {
             sdk: format!("{}/{}", sdk.name, sdk.version).trim_end_matches('/').to_owned(),
             too_old: sdk.support == Support::TooOld,
@@ -273,9 +241,9 @@ impl Tee {
             events,
         };
         let window = if fingerprint.by_payload_id {
-            self.settings.payload_window
+            policy.settings.payload_window
         } else {
-            self.settings.body_window
+            policy.settings.body_window
         };
         let appended = self
             .queue
@@ -312,37 +280,30 @@ impl Tee {
         }
     }
 
-    fn environment(&self, identity: Identity) -> Option<&(Arc<TeeEnvironment>, Counters)> {
-        match identity {
-            Identity::Known(index) | Identity::Lone(index) => self.environments.get(index),
-            Identity::Unknown => None,
-        }
-    }
-
-    /// Decides from credential and upstream's judgement alone; the error is the reason not to tee.
-    ///
-    /// Without a judgement only a configured credential counts: otherwise whoever reaches the port could fill the
-    /// queue while the upstream is down.
-    fn admit(&self, identity: Identity, judgement: Judgement) -> Result<(), &'static str> {
-        match (judgement, identity, self.settings.when) {
-            (Judgement::Rejected, ..) => Err("rejected_by_upstream"),
-            (_, Identity::Unknown, _) => Err("unknown_credential"),
-            (Judgement::Accepted, ..) => Ok(()),
-            (Judgement::None, _, When::Accepted) => Err("not_accepted_by_upstream"),
-            (Judgement::None, Identity::Known(_), When::NotRejected) => Ok(()),
-            (Judgement::None, Identity::Lone(_), When::NotRejected) => Err("not_accepted_by_upstream"),
-        }
-    }
-
     /// Returns what a body may grow to, as a share of `decoded`.
     fn weight(&self, parts: &Parts, body: &Bytes) -> u32 {
-        let most = self.settings.decoded_bytes / 2;
+        let most = self.decoded_bytes / 2;
         let bytes = if parts.headers.contains_key(http::header::CONTENT_ENCODING) {
             body.len().saturating_mul(RATIO).max(RATIO_FREE_BYTES)
         } else {
             body.len().saturating_mul(SPLITTING)
         };
         u32::try_from(bytes.min(most).div_ceil(UNIT)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Decides from credential and upstream's judgement alone; the error is the reason not to tee.
+///
+/// Without a judgement only a configured credential counts: otherwise whoever reaches the port could fill the
+/// queue while the upstream is down.
+fn admit(when: When, identity: Identity, judgement: Judgement) -> Result<(), &'static str> {
+    match (judgement, identity, when) {
+        (Judgement::Rejected, ..) => Err("rejected_by_upstream"),
+        (_, Identity::Unknown, _) => Err("unknown_credential"),
+        (Judgement::Accepted, ..) => Ok(()),
+        (Judgement::None, _, When::Accepted) => Err("not_accepted_by_upstream"),
+        (Judgement::None, Identity::Known(_), When::NotRejected) => Ok(()),
+        (Judgement::None, Identity::Lone(_), When::NotRejected) => Err("not_accepted_by_upstream"),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{Method, Request};
@@ -12,6 +13,7 @@ use crate::event::Kind;
 use crate::export::selection;
 use crate::platform::Route;
 use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
+use crate::proxy::OnFailure;
 use crate::queue::{AppendError, ConsumeError, Consumer, Position, Stats};
 
 const SDK_KEY: &str = "sdk-1";
@@ -68,17 +70,19 @@ impl Bench {
             coverage: Arc::new(coverage::Environment::new("production", HashMap::new())),
             destinations: vec!["archive".to_owned(), "lake".to_owned()],
         };
-        let settings = TeeSettings {
+        let settings = PolicySettings {
             when,
+            on_failure: OnFailure::Pass,
+            max_body: 16 * 1024,
+            append_timeout: Duration::from_secs(3),
             payload_window: Duration::from_secs(1000),
             body_window: Duration::from_secs(10),
-            decoded_bytes: 64 * 1024,
         };
+        let policy = Policy::new(Arc::clone(&platform), vec![environment], settings, &metrics);
         let tee = Tee::new(
-            Arc::clone(&platform),
+            policy,
             Arc::clone(&queue) as Arc<dyn Queue>,
-            vec![environment],
-            settings,
+            64 * 1024,
             Arc::clone(&metrics),
         );
         Self {
@@ -128,6 +132,7 @@ impl Bench {
             Identity::Unknown => None,
         };
         let offer = Offer {
+            policy: self.tee.policy(),
             received_ms: 1_700_000_000_000,
             parts: Arc::new(parts),
             body,
@@ -377,9 +382,11 @@ async fn a_batch_heavier_than_the_memory_for_decoding_has_its_outcome_too() {
 #[tokio::test]
 async fn a_batch_that_was_not_captured_counts_for_its_environment() {
     let bench = Bench::new(When::NotRejected, "environment");
-    bench.tee.pass_by(Identity::Known(0), "too_large");
-    bench.tee.pass_by(Identity::Lone(0), "memory_budget");
-    bench.tee.pass_by(Identity::Unknown, "too_large");
+    bench.tee.pass_by(&bench.tee.policy(), Identity::Known(0), "too_large");
+    bench
+        .tee
+        .pass_by(&bench.tee.policy(), Identity::Lone(0), "memory_budget");
+    bench.tee.pass_by(&bench.tee.policy(), Identity::Unknown, "too_large");
     bench.assert_balance("production", 2, 0);
     bench.assert_balance(UNKNOWN, 1, 0);
     assert_eq!(bench.count("batches_not_teed", &["production", "memory_budget"]), 1);

@@ -75,6 +75,8 @@ macro_rules! volatile {
             requeueing_what_is_not_there_does_nothing
             a_requeued_dead_letter_is_not_too_old_at_once
             a_cursor_in_use_is_not_removed
+            a_destination_configured_later_gets_what_comes_from_then_on
+            a_destination_that_left_keeps_its_cursor
             a_closed_queue_refuses
             does_what_the_model_does
             loses_to_its_limits_only_what_it_counts

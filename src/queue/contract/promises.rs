@@ -347,6 +347,37 @@ pub(crate) async fn waiting_counts_what_is_not_settled(rig: Rig) {
     assert_eq!(sum(&stats().queued), 5);
 }
 
+pub(crate) async fn a_destination_configured_later_gets_what_comes_from_then_on(rig: Rig) {
+    let queue = rig.open().await;
+    store(&queue, rig.entry("a", &[LAKE, "late"], 1)).await;
+    let names = [LAKE, CDP, "late"].map(str::to_owned);
+    within(queue.configure(&names)).await.unwrap();
+    let position = store(&queue, rig.entry("a", &[LAKE, "late"], 1)).await;
+    assert!(of(&queue.stats(), "late").attached);
+    let mut late = consumer(&queue, "late").await;
+    assert_eq!(take(&mut late, 1).await[0].0, position);
+}
+
+pub(crate) async fn a_destination_that_left_keeps_its_cursor(rig: Rig) {
+    let queue = rig.open().await;
+    let mut lake = consumer(&queue, LAKE).await;
+    let first = store(&queue, rig.entry("a", &[LAKE], 1)).await;
+    let waiting = store(&queue, rig.entry("a", &[LAKE], 1)).await;
+    take(&mut lake, 2).await;
+    commit(&mut lake, first).await;
+    within(queue.configure(&[CDP.to_owned()])).await.unwrap();
+    assert!(of(&queue.stats(), LAKE).attached, "its consumer is open");
+    drop(lake);
+    let left = of(&queue.stats(), LAKE);
+    assert!(!left.attached);
+    assert_eq!(left.waiting, counts("a", 1));
+    within(queue.configure(&[LAKE.to_owned(), CDP.to_owned()]))
+        .await
+        .unwrap();
+    let mut lake = consumer(&queue, LAKE).await;
+    assert_eq!(take(&mut lake, 1).await[0].0, waiting);
+}
+
 pub(crate) async fn a_cursor_in_use_is_not_removed(rig: Rig) {
     let queue = rig.open().await;
     let guest = consumer(&queue, "guest").await;

@@ -127,6 +127,10 @@ enum Message {
         name: String,
         reply: Reply<()>,
     },
+    Configure {
+        names: Vec<String>,
+        reply: Reply<()>,
+    },
     RemoveCursor {
         name: String,
         reply: Reply<()>,
@@ -176,12 +180,11 @@ impl SledQueue {
                 ..State::default()
             }),
         });
-        let mut destinations = destinations.to_vec();
-        destinations.sort_unstable();
+        let destinations = destinations.to_vec();
         let of_writer = Arc::clone(&shared);
         let spawned = thread::Builder::new()
             .name("queue-writer".to_owned())
-            .spawn(move || writer::run(of_writer, &messages, &destinations));
+            .spawn(move || writer::run(of_writer, &messages, destinations));
         if let Err(error) = spawned {
             shared.lock().unavailable = Some(format!("cannot start the writer thread: {error}"));
         }
@@ -322,6 +325,11 @@ impl Queue for SledQueue {
         self.link
             .ask(|reply| Message::RemoveLetters { name, letters, reply })
             .await
+    }
+
+    async fn configure(&self, names: &[String]) -> Result<(), ConsumeError> {
+        let names = names.to_vec();
+        self.link.ask(|reply| Message::Configure { names, reply }).await
     }
 
     async fn remove_cursor(&self, name: &str) -> Result<(), ConsumeError> {

@@ -28,7 +28,7 @@ const REOPEN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 type Closing = Option<oneshot::Sender<()>>;
 
 /// Runs until the queue is closed or nobody holds it any more.
-pub(super) fn run(shared: Arc<Shared>, messages: &Receiver<Message>, destinations: &[String]) {
+pub(super) fn run(shared: Arc<Shared>, messages: &Receiver<Message>, destinations: Vec<String>) {
     let closing = match open(&shared, messages, destinations) {
         Ok(store) => serve(store, messages),
         Err(closing) => closing,
@@ -46,11 +46,11 @@ pub(super) fn run(shared: Arc<Shared>, messages: &Receiver<Message>, destination
     }
 }
 
-fn open(shared: &Arc<Shared>, messages: &Receiver<Message>, destinations: &[String]) -> Result<Store, Closing> {
+fn open(shared: &Arc<Shared>, messages: &Receiver<Message>, mut destinations: Vec<String>) -> Result<Store, Closing> {
     let mut wait = REOPEN.0;
     let mut told = String::new();
     loop {
-        let opened = catch_unwind(AssertUnwindSafe(|| Store::open(shared, destinations)));
+        let opened = catch_unwind(AssertUnwindSafe(|| Store::open(shared, &destinations)));
         let failure = match opened {
             Ok(Ok(store)) => {
                 shared.horizon.send_modify(|horizon| {
@@ -74,12 +74,18 @@ fn open(shared: &Arc<Shared>, messages: &Receiver<Message>, destinations: &[Stri
             OpenError::Failed(_) => Some(Instant::now() + wait),
         };
         wait = (wait * 2).min(REOPEN.1);
-        refuse_until(deadline, messages, &why)?;
+        refuse_until(deadline, messages, &why, &mut destinations)?;
     }
 }
 
-/// Refuses what is asked until the deadline. Returns how to end if the queue is closed before.
-fn refuse_until(deadline: Option<Instant>, messages: &Receiver<Message>, why: &str) -> Result<(), Closing> {
+/// Refuses what is asked until the deadline, but for other `destinations`. Returns how to end if the queue is closed
+/// before.
+fn refuse_until(
+    deadline: Option<Instant>,
+    messages: &Receiver<Message>,
+    why: &str,
+    destinations: &mut Vec<String>,
+) -> Result<(), Closing> {
     loop {
         let message = match deadline {
             None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -87,6 +93,11 @@ fn refuse_until(deadline: Option<Instant>, messages: &Receiver<Message>, why: &s
         };
         match message {
             Ok(Message::Close(done)) => return Err(Some(done)),
+            Ok(Message::Configure { names, reply }) => {
+                // Nothing is appended before the queue is open, and then they have their cursors.
+                *destinations = names;
+                let _ = reply.send(Ok(()));
+            }
             Ok(message) => message.refuse(why),
             Err(RecvTimeoutError::Timeout) => return Ok(()),
             Err(RecvTimeoutError::Disconnected) => return Err(None),
@@ -184,6 +195,10 @@ fn take(store: &mut Store, round: &mut Round, message: Message) {
             store.shared.lock().ledger.register(&name, false);
             round.commit(reply);
         }
+        Message::Configure { names, reply } => {
+            store.shared.lock().ledger.configure(&names);
+            round.commit(reply);
+        }
         Message::RemoveCursor { name, reply } => {
             if store.shared.lock().ledger.is_removable(&name) {
                 round.remove_cursor(name, reply);
@@ -244,6 +259,7 @@ impl Message {
             Self::Append { reply, .. } => drop(reply.send(Err(unavailable(why)))),
             Self::Commit { reply, .. }
             | Self::Register { reply, .. }
+            | Self::Configure { reply, .. }
             | Self::RemoveCursor { reply, .. }
             | Self::Bury { reply, .. }
             | Self::RemoveLetters { reply, .. }

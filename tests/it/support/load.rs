@@ -19,6 +19,7 @@ pub(crate) struct Load {
     senders: Arc<Vec<Mutex<Sender>>>,
     answers: Arc<AtomicUsize>,
     refusals: Arc<AtomicUsize>,
+    breaks: Arc<AtomicUsize>,
 }
 
 /// Senders at work. Stop them after the relay they talk to has gone, or while it answers.
@@ -30,6 +31,7 @@ pub(crate) struct Working {
 struct Sender {
     number: usize,
     event_bytes: usize,
+    most_events: usize,
     next: usize,
     unanswered: Option<(String, Value)>,
     answered: Vec<String>,
@@ -49,6 +51,7 @@ impl Load {
         let sender = |number| Sender {
             number,
             event_bytes,
+            most_events: 19,
             next: 0,
             unanswered: None,
             answered: Vec::new(),
@@ -58,7 +61,16 @@ impl Load {
             senders: Arc::new((0..senders).map(|number| Mutex::new(sender(number))).collect()),
             answers: Arc::default(),
             refusals: Arc::default(),
+            breaks: Arc::default(),
         }
+    }
+
+    /// Makes batches smaller: of 1 to `events` events.
+    pub(crate) fn of_up_to(self, events: usize) -> Self {
+        for number in 0..self.senders.len() {
+            self.sender(number).most_events = events;
+        }
+        self
     }
 
     /// Sets the senders to work on the relay at `address`.
@@ -66,14 +78,14 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..self.senders.len()).map(|number| {
             let (senders, stop) = (self.senders.clone(), stop.clone());
-            let (answers, refusals) = (self.answers.clone(), self.refusals.clone());
+            let (answers, refusals, breaks) = (self.answers.clone(), self.refusals.clone(), self.breaks.clone());
             thread::spawn(move || {
                 let mut sender = senders[number].lock().unwrap();
                 while !stop.load(Ordering::SeqCst) {
                     match sender.round_trip(address) {
                         Outcome::Answered => drop(answers.fetch_add(1, Ordering::SeqCst)),
                         Outcome::Refused => drop(refusals.fetch_add(1, Ordering::SeqCst)),
-                        Outcome::Broken => {}
+                        Outcome::Broken => drop(breaks.fetch_add(1, Ordering::SeqCst)),
                     }
                 }
             })
@@ -92,6 +104,11 @@ impl Load {
     /// Returns the number of 503 answers so far. Only a relay with `tee.on_failure: refuse` gives them.
     pub(crate) fn refusals(&self) -> usize {
         self.refusals.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many requests got no answer so far.
+    pub(crate) fn breaks(&self) -> usize {
+        self.breaks.load(Ordering::SeqCst)
     }
 
     /// Sends again whatever was not answered, until it is.
@@ -159,7 +176,7 @@ impl Sender {
     fn batch(&mut self) -> (String, Value) {
         let payload_id = format!("load-{}-{}", self.number, self.next);
         self.next += 1;
-        let keys: Vec<String> = (0..fastrand::usize(1..20))
+        let keys: Vec<String> = (0..fastrand::usize(1..=self.most_events))
             .map(|index| format!("{payload_id}-{index}"))
             .collect();
         self.sent.extend(keys.iter().cloned());

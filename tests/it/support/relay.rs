@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -108,13 +108,18 @@ impl Setup {
 impl Relay {
     /// Starts the binary and waits until it is ready.
     pub(crate) fn start(setup: &Setup) -> Self {
+        Self::start_from(setup, &setup.write())
+    }
+
+    /// Starts the binary with the configuration at `path` and waits until it is ready.
+    pub(crate) fn start_from(setup: &Setup, path: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flagtap"));
         for name in FOREIGN_VARIABLES {
             command.env_remove(name);
         }
         let mut child = command
             .args(["serve", "--config"])
-            .arg(setup.write())
+            .arg(path)
             .envs(setup.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -275,8 +280,13 @@ impl Relay {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([format!("-{name}"), self.child.id().to_string()])
             .status()
             .unwrap();
         assert!(sent.success());
