@@ -4,12 +4,13 @@
 //! (u8, 2), its destination (string), 8 position, 4 index, 8 time of death (ms), 1 transient (0 or 1), why (string),
 //! record (byte string, see [`codec`]). Version 1 has neither the first two nor `transient`: it begins with the length of
 //! the destination's name. A torn end is cut off when the file is opened and kept in the quarantine; a letter that does
-//! not check is passed over and stays. Removal writes a new file, so whoever reads beside the writer sees one or the
-//! other.
+//! not check is passed over and stays. Where it is its length that is damaged, reading goes on at the next letter (of version
+//! 2) that checks. Removal writes a new file, so whoever reads beside the writer sees one or the other.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::directory::{disk_bytes, open_file, sync_directory};
@@ -28,6 +29,12 @@ const VERSIONED: u32 = u32::MAX;
 /// No letter is near this; a larger length is damage.
 const MAX_LETTER: u32 = 512 << 20;
 
+/// Length and checksum before a letter, bytes.
+const HEAD: usize = 8;
+
+/// How much is looked through at a time for the next letter.
+const SEARCHED: usize = 64 << 10;
+
 /// The dead letters of all destinations.
 pub(super) struct DeadLetters {
     path: PathBuf,
@@ -38,10 +45,9 @@ pub(super) struct DeadLetters {
     damaged: u64,
 }
 
-/// One letter's bytes and whether they are those that were written.
+/// One letter with its head, and whether the bytes are those that were written. Where not, there may be no head.
 struct Frame<'a> {
-    letter: &'a [u8],
-    checksum: u32,
+    bytes: &'a [u8],
     is_whole: bool,
 }
 
@@ -112,7 +118,7 @@ impl DeadLetters {
         for letter in letters {
             let record = encoder.encode(&letter.record).map_err(io::Error::other)?;
             let letter = encode(name, letter, &record);
-            put_frame(&mut bytes, &letter, crc32fast::hash(&letter));
+            put_frame(&mut bytes, &letter);
         }
         let outcome = self
             .file
@@ -165,10 +171,8 @@ impl DeadLetters {
             {
                 return Ok(true);
             }
-            let mut bytes = Vec::with_capacity(frame.letter.len() + 8);
-            put_frame(&mut bytes, frame.letter, frame.checksum);
-            file.write_all(&bytes)?;
-            end += bytes.len() as u64;
+            file.write_all(frame.bytes)?;
+            end += frame.bytes.len() as u64;
             if let Some((destination, _)) = known {
                 *counts.entry(destination).or_default() += 1;
             }
@@ -245,30 +249,38 @@ fn visit(path: &Path, mut visit: impl FnMut(&Frame<'_>) -> bool) -> io::Result<u
     }
 }
 
-/// Hands every letter to `visit` until it returns false. Returns the end of the last whole frame.
+/// Hands every letter to `visit` until it returns false. Returns the end of the last one.
 fn scan(mut file: &File, mut visit: impl FnMut(Frame<'_>) -> io::Result<bool>) -> io::Result<u64> {
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(0))?;
     let mut reader = BufReader::new(file);
     let mut end = 0;
-    let mut letter = Vec::new();
-    while length - end >= 8 {
-        let mut head = [0; 8];
-        reader.read_exact(&mut head)?;
-        let mut take = Take::new(&head);
-        let (Ok(size), Ok(checksum)) = (take.u32(), take.u32()) else {
-            break;
-        };
-        if size > MAX_LETTER || u64::from(size) > length - end - 8 {
-            break;
+    let mut bytes = Vec::new();
+    while length - end >= HEAD as u64 {
+        bytes.resize(HEAD, 0);
+        reader.read_exact(&mut bytes)?;
+        let size = size_of_letter(&bytes).filter(|size| *size <= length - end - HEAD as u64);
+        if let Some(size) = size {
+            bytes.resize(HEAD + size as usize, 0);
+            reader.read_exact(&mut bytes[HEAD..])?;
         }
-        letter.resize(size as usize, 0);
-        reader.read_exact(&mut letter)?;
-        end += 8 + u64::from(size);
+        let is_whole = size.is_some() && checks(&bytes);
+        if !is_whole && (size.is_none() || !begins_letter(file, end + bytes.len() as u64, length)?) {
+            match next_letter(file, end + 1, length)? {
+                Some(next) => {
+                    bytes.resize((next - end) as usize, 0);
+                    reader.seek(SeekFrom::Start(end))?;
+                    reader.read_exact(&mut bytes)?;
+                }
+                // Nothing behind it tells otherwise, so its length is believed.
+                None if size.is_some() => {}
+                None => break,
+            }
+        }
+        end += bytes.len() as u64;
         let frame = Frame {
-            letter: &letter,
-            checksum,
-            is_whole: crc32fast::hash(&letter) == checksum,
+            bytes: &bytes,
+            is_whole,
         };
         if !visit(frame)? {
             break;
@@ -277,9 +289,68 @@ fn scan(mut file: &File, mut visit: impl FnMut(Frame<'_>) -> io::Result<bool>) -
     Ok(end)
 }
 
-fn put_frame(bytes: &mut Vec<u8>, letter: &[u8], checksum: u32) {
+/// Returns the length that a head gives, if a letter can have it.
+fn size_of_letter(head: &[u8]) -> Option<u64> {
+    let size = Take::new(head).u32().ok()?;
+    (size <= MAX_LETTER).then_some(u64::from(size))
+}
+
+fn checks(frame: &[u8]) -> bool {
+    let (head, letter) = frame.split_at(HEAD);
+    Take::new(&head[4..]).u32() == Ok(crc32fast::hash(letter))
+}
+
+/// Returns whether the file ends at `at`, or a letter begins there, itself damaged or not.
+fn begins_letter(file: &File, at: u64, length: u64) -> io::Result<bool> {
+    let mut marker = [0; 4];
+    if at == length {
+        return Ok(true);
+    }
+    if length - at >= (HEAD + marker.len()) as u64 {
+        file.read_exact_at(&mut marker, at + HEAD as u64)?;
+    }
+    Ok(marker == VERSIONED.to_le_bytes() || checks_at(file, at, length)?)
+}
+
+/// Returns whether a letter at `at` is as it was written.
+fn checks_at(file: &File, at: u64, length: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; HEAD];
+    if length - at < HEAD as u64 {
+        return Ok(false);
+    }
+    file.read_exact_at(&mut bytes, at)?;
+    let size = size_of_letter(&bytes).filter(|size| *size <= length - at - HEAD as u64);
+    let Some(size) = size else { return Ok(false) };
+    bytes.resize(HEAD + size as usize, 0);
+    file.read_exact_at(&mut bytes[HEAD..], at + HEAD as u64)?;
+    Ok(checks(&bytes))
+}
+
+/// Returns where the first letter from `from` on begins that is as it was written. Letters of version 1 have nothing to
+/// know them by.
+fn next_letter(file: &File, from: u64, length: u64) -> io::Result<Option<u64>> {
+    let marker = VERSIONED.to_le_bytes();
+    let mut searched = vec![0; SEARCHED];
+    let mut at = from + HEAD as u64;
+    while at + marker.len() as u64 <= length {
+        let size = searched.len().min((length - at) as usize);
+        file.read_exact_at(&mut searched[..size], at)?;
+        let windows = searched[..size].windows(marker.len());
+        for (offset, _) in windows.enumerate().filter(|(_, window)| *window == marker) {
+            let begin = at + offset as u64 - HEAD as u64;
+            if checks_at(file, begin, length)? {
+                return Ok(Some(begin));
+            }
+        }
+        // A marker may lie across the end of what was searched.
+        at += (size - (marker.len() - 1)) as u64;
+    }
+    Ok(None)
+}
+
+fn put_frame(bytes: &mut Vec<u8>, letter: &[u8]) {
     bytes.put_u32(letter.len() as u32);
-    bytes.put_u32(checksum);
+    bytes.put_u32(crc32fast::hash(letter));
     bytes.extend_from_slice(letter);
 }
 
@@ -302,7 +373,7 @@ fn open<'a>(frame: &Frame<'a>) -> Result<(u8, Take<'a>), Malformed> {
     if !frame.is_whole {
         return Err(Malformed);
     }
-    let mut take = Take::new(frame.letter);
+    let mut take = Take::new(&frame.bytes[HEAD..]);
     let mut versioned = take;
     if versioned.u32()? != VERSIONED {
         return Ok((1, take));
@@ -338,75 +409,4 @@ fn decode(frame: &Frame<'_>) -> Result<(String, DeadLetter), Malformed> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::queue::contract::{LAKE, letter};
-
-    /// The bytes of version 1, as flagtap 0.1.0 wrote them.
-    fn version_1(letter: &DeadLetter) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.put_str(LAKE);
-        bytes.put_u64(letter.position.0);
-        bytes.put_u32(letter.index);
-        bytes.put_u64(letter.dead_ms);
-        bytes.put_str(&letter.why);
-        bytes.put_bytes(&Encoder::new().unwrap().encode(&letter.record).unwrap());
-        bytes
-    }
-
-    #[test]
-    fn letters_of_version_1_are_read_and_removed_beside_those_of_today() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
-        let old = DeadLetter {
-            transient: false,
-            ..letter(Position(1), 1)
-        };
-        let mut bytes = Vec::new();
-        let encoded = version_1(&old);
-        put_frame(&mut bytes, &encoded, crc32fast::hash(&encoded));
-        fs::write(&path, bytes).unwrap();
-        let new = letter(Position(2), 1);
-        assert!(new.transient);
-        let mut letters = DeadLetters::open(path.clone(), &folder.path().join("torn")).unwrap();
-        letters
-            .append(LAKE, std::slice::from_ref(&new), &mut Encoder::new().unwrap())
-            .unwrap();
-        assert_eq!(find(&path, LAKE, 9, &|_| true).unwrap(), [old.clone(), new.clone()]);
-        assert_eq!(summary(&path).unwrap().letters[LAKE], (2, 1));
-        letters.remove(LAKE, &[(old.position, old.index)]).unwrap();
-        assert_eq!(find(&path, LAKE, 9, &|_| true).unwrap(), [new]);
-    }
-
-    #[test]
-    fn what_cannot_be_read_stays_when_others_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, torn) = (folder.path().join(FILE), folder.path().join("torn"));
-        let mut letters = DeadLetters::open(path.clone(), &torn).unwrap();
-        let three = [1, 2, 3].map(|at| letter(Position(at), 0));
-        letters.append(LAKE, &three, &mut Encoder::new().unwrap()).unwrap();
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[20] ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        let mut letters = DeadLetters::open(path.clone(), &torn).unwrap();
-        assert_eq!((letters.damaged(), letters.counts()[LAKE]), (1, 2));
-        letters.remove(LAKE, &[(Position(2), 0)]).unwrap();
-        assert_eq!(find(&path, LAKE, 9, &|_| true).unwrap(), three[2..]);
-        assert_eq!(summary(&path).unwrap().damaged, 1);
-    }
-
-    #[test]
-    fn a_letter_of_a_later_version_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
-        let mut bytes = Vec::new();
-        let mut later = Vec::new();
-        later.put_u32(VERSIONED);
-        later.put_u8(VERSION + 1);
-        put_frame(&mut bytes, &later, crc32fast::hash(&later));
-        fs::write(&path, &bytes).unwrap();
-        let mut letters = DeadLetters::open(path.clone(), &folder.path().join("torn")).unwrap();
-        letters.remove(LAKE, &[]).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), bytes);
-    }
-}
+mod tests;
