@@ -229,6 +229,9 @@ impl Answers {
 }
 
 /// A TCP connection that knows how often it was of use.
+///
+/// What is written to an upstream that has closed is thrown away without an error: it may have answered before it had
+/// read the whole request (413), and hyper would not read on. The end of the connection shows when it is read.
 pub struct Socket {
     stream: TokioIo<TcpStream>,
     answers: Answers,
@@ -259,11 +262,15 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.stream)
+            .poll_write(cx, buf)
+            .map(|written| unless_closed(written, buf.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.stream)
+            .poll_flush(cx)
+            .map(|flushed| unless_closed(flushed, ()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -279,7 +286,19 @@ impl Write for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        Pin::new(&mut self.stream)
+            .poll_write_vectored(cx, bufs)
+            .map(|written| unless_closed(written, length))
+    }
+}
+
+fn unless_closed<T>(outcome: io::Result<T>, otherwise: T) -> io::Result<T> {
+    match outcome {
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            Ok(otherwise)
+        }
+        outcome => outcome,
     }
 }
 
