@@ -13,6 +13,8 @@ use serde_json::json;
 use crate::support::export::markers;
 use crate::support::kinesis::{Kinesis, Mood};
 use crate::support::load::Load;
+use crate::support::oracle;
+use crate::support::relay::keep_trying;
 use crate::support::{Relay, Setup, Upstream, eventually};
 
 const ROUNDS: usize = 12;
@@ -28,13 +30,14 @@ fn damage_between_two_lives_is_survived_and_counted() {
     let lake = Kinesis::start(Mood::Fails);
     lake.tolerate_broken();
     let mut setup = Setup::new(upstream.address());
-    lake.add_to(&mut setup, json!({ "initial": "1s", "max": "1s" }));
+    lake.add_to(&mut setup, keep_trying("1s", "1s"));
     setup.config["environments"][0]["destinations"] = json!(["lake"]);
     // Generations of 1 MiB.
     setup.config["queue"]["max_bytes"] = json!("24MiB");
     let load = Load::new(4, 4_000);
     let mut counted = 0.0;
     let mut evicted = 0.0;
+    let mut delivered = 0;
     for round in 0..ROUNDS {
         lake.be(Mood::Fails);
         let mut relay = Relay::start(&setup);
@@ -66,6 +69,8 @@ fn damage_between_two_lives_is_survived_and_counted() {
         let metrics = relay.settle();
         counted += metrics.sum("flagtap_destination_events_corrupt_total", &[]);
         evicted += metrics.sum("flagtap_destination_events_evicted_total", &[]);
+        oracle::assert_delivered(&metrics, "lake", lake.lines().len() - delivered);
+        delivered = lake.lines().len();
         relay.stop();
         let exported: BTreeSet<String> = markers(&lake.lines()).into_iter().collect();
         let lost = load.answered().difference(&exported).count();

@@ -11,7 +11,8 @@ use crate::support::eventually::{patience, within};
 use crate::support::export::markers;
 use crate::support::kinesis::{Kinesis, Mood};
 use crate::support::load::Load;
-use crate::support::relay::marked;
+use crate::support::oracle;
+use crate::support::relay::{keep_trying, marked};
 use crate::support::volume::Volume;
 use crate::support::{Relay, Setup, Upstream, eventually};
 
@@ -30,7 +31,7 @@ impl Rig {
         let lake = Kinesis::start(Mood::Fails);
         lake.tolerate_broken();
         let mut setup = Setup::new(upstream.address());
-        lake.add_to(&mut setup, json!({ "initial": "1s", "max": "1s" }));
+        lake.add_to(&mut setup, keep_trying("1s", "1s"));
         setup.config["queue"] = json!({
             "max_bytes": "1GiB", "headroom": "8MiB", "sled": { "path": volume.path().join("queue") },
         });
@@ -88,30 +89,27 @@ impl Rig {
         self.upstream.take();
     }
 
-    /// Has both destinations take, waits for everything, and holds it against what was answered.
-    fn judge(&self, relay: Relay, answered: &BTreeSet<String>) -> BTreeSet<String> {
+    /// Has both destinations take, waits for everything, and holds it against what was answered. `before`: so many events
+    /// the stream had when this relay started.
+    fn judge(&self, relay: Relay, before: usize, answered: &BTreeSet<String>) -> BTreeSet<String> {
         self.lake.be(Mood::Takes);
         let metrics = relay.settle();
+        oracle::assert_delivered(&metrics, "lake", self.lake.lines().len() - before);
         relay.stop();
         for name in ["evicted", "corrupt", "dead"] {
             let name = format!("flagtap_destination_events_{name}_total");
             assert_eq!(metrics.sum(&name, &[]), 0.0, "{name}");
         }
-        let archive = judge("archive", &self.setup.exported(), answered);
-        let lake = judge("lake", &self.lake.lines(), answered);
+        let [archive, lake] = [("archive", self.setup.exported()), ("lake", self.lake.lines())].map(|(name, lines)| {
+            let exported: BTreeSet<String> = markers(&lines).into_iter().collect();
+            // What was never sent shows against the counters, and against the other destination.
+            let twice = oracle::judge(name, &lines, answered, &exported);
+            assert!(twice.is_empty(), "{name}: more than once: {twice:?}");
+            exported
+        });
         assert!(archive == lake, "the destinations differ");
         lake
     }
-}
-
-fn judge(name: &str, lines: &[String], answered: &BTreeSet<String>) -> BTreeSet<String> {
-    let all = markers(lines);
-    let exported: BTreeSet<String> = all.iter().cloned().collect();
-    let lost = answered.difference(&exported).count();
-    println!("{name}: {} exported, {lost} of {} lost", exported.len(), answered.len());
-    assert_eq!(lost, 0, "{name}: answered and lost");
-    assert_eq!(all.len(), exported.len(), "{name}: exported more than once");
-    exported
 }
 
 /// Waits until batches find no room; to fill the volume takes a while where others need the processor too.
@@ -163,11 +161,12 @@ fn a_volume_filled_by_the_queue_stops_the_copies_and_not_the_traffic() {
         .sum("flagtap_destination_events_queued_total", &[("destination", "lake")]);
     expected += after - before;
     relay.stop();
+    let before = rig.lake.lines().len();
     let relay = rig.start();
     rig.lake.be(Mood::Takes);
     rig.resumes(&relay, "second");
     expected += queued(&relay);
-    let exported = rig.judge(relay, &BTreeSet::new());
+    let exported = rig.judge(relay, before, &BTreeSet::new());
     assert_eq!(exported.len() as f64, expected);
     println!(
         "{} events of {} sent were kept and delivered",
@@ -237,11 +236,12 @@ fn suddenly_full(volume: Volume, fill: fn(&Rig) -> PathBuf) {
     filled(|| rig.load.refusals() > refused + 50);
     working.stop();
     relay.stop();
+    let before = rig.lake.lines().len();
     let relay = rig.start();
     let response = relay.post("while-full", &json!([marked("while-full")]));
     assert_eq!(response.status, 503);
     make_room(&neighbour);
     rig.resumes(&relay, "afterwards");
     rig.load.finish(relay.address());
-    rig.judge(relay, &rig.load.answered());
+    rig.judge(relay, before, &rig.load.answered());
 }

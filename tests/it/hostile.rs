@@ -194,7 +194,7 @@ fn gzip_bombs_pass_without_a_copy() {
         metrics.sum("flagtap_batches_not_teed_total", &[("reason", "inflates_too_far")]),
         1.0
     );
-    let peak = peak_memory_mib(relay.process_id());
+    let peak = relay.peak_memory_mib();
     assert!(peak < 200, "the relay used {peak} MiB");
     assert_alive(&relay);
     relay.stop();
@@ -267,13 +267,6 @@ fn is_refusal(response: &Response) -> bool {
 fn assert_alive(relay: &Relay) {
     assert_eq!(relay.post("alive", &json!([marked("alive")])).status, 202);
     relay.settle();
-}
-
-fn peak_memory_mib(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kibibytes / 1024
 }
 
 /// Scenario: an event with line breaks between its tokens, and among them what looks like an export record.

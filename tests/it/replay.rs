@@ -212,7 +212,7 @@ fn reason(status: u16) -> &'static str {
 }
 
 /// Returns the request as the SDK wrote it. A chunked body is cut anew: recordings do not keep the cuts.
-fn on_the_wire(sent: &Recorded) -> Vec<u8> {
+pub(crate) fn on_the_wire(sent: &Recorded) -> Vec<u8> {
     let mut bytes = format!("{} {} HTTP/1.1\r\n", sent.method, sent.target).into_bytes();
     for (name, value) in &sent.headers {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());

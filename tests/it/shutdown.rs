@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::export::markers;
 use crate::support::kinesis::{Kinesis, Mood};
-use crate::support::relay::marked;
+use crate::support::relay::{keep_trying, marked};
 use crate::support::upstream::Gate;
 use crate::support::{Relay, Setup, Upstream, eventually};
 
@@ -38,7 +38,7 @@ fn what_waits_for_a_retry_is_tried_once_more_at_the_end() {
     let upstream = Upstream::accepting();
     let lake = Kinesis::start(Mood::Fails);
     let mut setup = Setup::new(upstream.address());
-    lake.add_to(&mut setup, json!({ "initial": "1h", "max": "1h" }));
+    lake.add_to(&mut setup, keep_trying("1h", "1h"));
     let mut relay = Relay::start(&setup);
     let expected = post(&relay);
     eventually("a refused delivery, and the other destination's", || {
@@ -64,7 +64,7 @@ fn a_destination_that_hangs_does_not_outlast_the_grace_period() {
     let lake = Kinesis::start(Mood::Hangs(gate.clone()));
     let mut setup = Setup::new(upstream.address());
     setup.config["shutdown"] = json!({ "grace": "4s", "reserve": "2s" });
-    lake.add_to(&mut setup, json!({ "initial": "50ms", "max": "50ms" }));
+    lake.add_to(&mut setup, keep_trying("50ms", "50ms"));
     let mut relay = Relay::start(&setup);
     let expected = post(&relay);
     eventually("a delivery that hangs, and the other destination's", || {

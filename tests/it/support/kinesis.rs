@@ -3,14 +3,14 @@
 //! It stands in for moto where a test looks at repetitions: it keeps each request in order, and tells the relay's lives
 //! apart by the application id in the AWS SDK's user agent.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::export::id;
+use super::oracle::Request;
 use super::upstream::{Gate, Received};
 use super::{Answer, Setup, Upstream};
 
@@ -29,20 +29,17 @@ pub(crate) enum Mood {
     Fails,
     /// Nothing is stored; an answer that nobody will like comes when the gate opens.
     Hangs(Gate),
-}
-
-/// A request whose records were stored.
-#[derive(Clone)]
-pub(crate) struct Stored {
-    /// The life of the relay that sent it, see [`Kinesis::life`].
-    pub(crate) life: String,
-    /// The export lines in it.
-    pub(crate) lines: Vec<String>,
+    /// The answer of [`Mood::Takes`], after this time.
+    Lingers(Duration),
+    /// A third of a request's records are throttled inside the 200, at random.
+    Picks,
+    /// At random as it takes, picks, fails, throttles, breaks off, or stores everything and breaks off.
+    Flaps,
 }
 
 struct Shared {
     mood: Mood,
-    stored: Vec<Stored>,
+    requests: Vec<Request>,
     refused: usize,
 }
 
@@ -52,7 +49,7 @@ impl Kinesis {
         let service = Upstream::start();
         let shared = Arc::new(Mutex::new(Shared {
             mood,
-            stored: Vec::new(),
+            requests: Vec::new(),
             refused: 0,
         }));
         let answering = shared.clone();
@@ -70,7 +67,7 @@ impl Kinesis {
             "name": "lake",
             "kinesis": {
                 "region": "eu-west-1", "stream_name": "ld-events",
-                "endpoint": format!("http://{}", self.service.address()),
+                "endpoint": self.url(),
             },
             "retry": retry,
         }));
@@ -81,6 +78,11 @@ impl Kinesis {
         ] {
             setup.variables.push((name.to_owned(), value.to_owned()));
         }
+    }
+
+    /// Returns where it listens.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.service.address())
     }
 
     /// Names the next life of the relay, so that its requests can be told from those of others.
@@ -104,45 +106,84 @@ impl Kinesis {
         self.shared.lock().unwrap().refused
     }
 
-    /// Returns the requests whose records were stored, in order.
-    pub(crate) fn stored(&self) -> Vec<Stored> {
-        self.shared.lock().unwrap().stored.clone()
+    /// Returns all requests in order.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.shared.lock().unwrap().requests.clone()
     }
 
     /// Returns every stored line.
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.stored().into_iter().flat_map(|request| request.lines).collect()
-    }
-}
-
-impl Stored {
-    /// Returns the event ids in the request.
-    pub(crate) fn ids(&self) -> BTreeSet<String> {
-        self.lines.iter().map(|line| id(line)).collect()
+        self.requests().into_iter().flat_map(|request| request.lines).collect()
     }
 }
 
 impl Shared {
     fn answer(&mut self, call: &Received) -> Answer {
-        match &self.mood {
-            Mood::Takes => {
-                let lines = lines(&call.body);
-                let taken = json!({ "SequenceNumber": "1", "ShardId": "shardId-000000000000" });
-                let answer = json!({ "FailedRecordCount": 0, "Records": vec![taken; lines.len()] });
-                let life = life(call);
-                self.stored.push(Stored { life, lines });
-                reply(200, &answer)
+        let mood = match &self.mood {
+            Mood::Flaps => match fastrand::u8(..20) {
+                0..=7 => Mood::Takes,
+                8..=11 => Mood::Picks,
+                12..=14 => Mood::Fails,
+                15 | 16 => return self.refuse(call, throttled()),
+                17 => return self.refuse(call, Answer::close()),
+                _ => {
+                    self.store(call, |_| true, false);
+                    return Answer::close();
+                }
+            },
+            mood => mood.clone(),
+        };
+        match mood {
+            Mood::Takes | Mood::Flaps => self.store(call, |_| true, true),
+            Mood::Picks => self.store(call, |_| fastrand::u8(..3) > 0, true),
+            Mood::Lingers(time) => {
+                let answer = self.store(call, |_| true, true);
+                answer.after(time)
             }
-            Mood::Fails => {
-                self.refused += 1;
-                reply(500, &json!({ "__type": "InternalFailure" }))
-            }
+            Mood::Fails => self.refuse(call, reply(500, &json!({ "__type": "InternalFailure" }))),
             Mood::Hangs(gate) => {
-                self.refused += 1;
-                reply(500, &json!({ "__type": "InternalFailure" })).behind(gate)
+                let answer = reply(500, &json!({ "__type": "InternalFailure" })).behind(&gate);
+                self.refuse(call, answer)
             }
         }
     }
+
+    /// Stores the records that are `taken`, and returns the answer that says so.
+    fn store(&mut self, call: &Received, mut taken: impl FnMut(&String) -> bool, told: bool) -> Answer {
+        let (lines, mut failed) = (lines(&call.body), 0);
+        let mut stored = Vec::with_capacity(lines.len());
+        let mut records = Vec::with_capacity(lines.len());
+        for line in lines {
+            if taken(&line) {
+                stored.push(line);
+                records.push(json!({ "SequenceNumber": "1", "ShardId": "shardId-000000000000" }));
+            } else {
+                failed += 1;
+                let code = "ProvisionedThroughputExceededException";
+                records.push(json!({ "ErrorCode": code, "ErrorMessage": "Rate exceeded" }));
+            }
+        }
+        self.requests.push(Request {
+            life: life(call),
+            lines: stored,
+            told,
+        });
+        reply(200, &json!({ "FailedRecordCount": failed, "Records": records }))
+    }
+
+    fn refuse(&mut self, call: &Received, answer: Answer) -> Answer {
+        self.refused += 1;
+        self.requests.push(Request {
+            life: life(call),
+            lines: Vec::new(),
+            told: true,
+        });
+        answer
+    }
+}
+
+fn throttled() -> Answer {
+    reply(400, &json!({ "__type": "ProvisionedThroughputExceededException" }))
 }
 
 fn reply(status: u16, body: &Value) -> Answer {

@@ -14,6 +14,7 @@ pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod moto;
 pub(crate) mod mparticle;
+pub(crate) mod oracle;
 #[cfg(feature = "pubsub")]
 pub(crate) mod pubsub_emulator;
 #[cfg(feature = "pubsub")]

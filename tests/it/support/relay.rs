@@ -237,9 +237,12 @@ impl Relay {
         self.log.lock().unwrap().join("\n")
     }
 
-    /// Returns the binary's process id.
-    pub(crate) fn process_id(&self) -> u32 {
-        self.child.id()
+    /// Returns the most memory the binary ever had resident, MiB.
+    pub(crate) fn peak_memory_mib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kibibytes / 1024
     }
 
     /// Stops the binary where it is, and returns when each of its threads stands still.
@@ -323,6 +326,11 @@ impl Drop for Relay {
             assert!(complaints.is_none(), "the relay logged errors: {complaints:#?}");
         }
     }
+}
+
+/// Returns a destination's `retry` for tests in which it fails for as long as it pleases: nothing is given up.
+pub(crate) fn keep_trying(initial: &str, max: &str) -> Value {
+    json!({ "initial": initial, "max": max })
 }
 
 /// Returns a post to `/bulk` with the test environment's SDK key.

@@ -9,6 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 
 use super::eventually::{eventually, patience};
 use super::http1::{self, Framing, Headers};
@@ -43,6 +44,7 @@ pub(crate) struct Answer {
 enum Step {
     Send(Vec<u8>),
     Wait(Gate),
+    Rest(Duration),
 }
 
 /// Holds an answer back until the test opens it.
@@ -128,6 +130,12 @@ impl Answer {
     /// The same answer, given only when the gate opens.
     pub(crate) fn behind(mut self, gate: &Gate) -> Self {
         self.steps.insert(0, Step::Wait(gate.clone()));
+        self
+    }
+
+    /// The same answer, given after this time.
+    pub(crate) fn after(mut self, time: Duration) -> Self {
+        self.steps.insert(0, Step::Rest(time));
         self
     }
 
@@ -284,6 +292,7 @@ impl Shared {
                         }
                     }
                     Step::Wait(gate) => gate.pass(),
+                    Step::Rest(time) => thread::sleep(time),
                 }
             }
             if answer.close {

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
+use super::oracle::Request;
 use super::upstream::Received;
 use super::{Answer, Upstream};
 
@@ -34,6 +35,8 @@ pub(crate) struct Shape {
 pub(crate) struct Delivery {
     pub(crate) key: String,
     pub(crate) records: Vec<String>,
+    /// The life of the relay that sent it, see [`Webhook::settings_in`].
+    pub(crate) life: String,
     /// What was answered said that they are taken.
     pub(crate) told: bool,
 }
@@ -48,8 +51,10 @@ pub(crate) struct Webhook {
 #[derive(Default)]
 struct Shared {
     script: VecDeque<(Answer, bool, bool)>,
-    deliveries: Vec<Delivery>,
-    refused: usize,
+    /// What comes when the script is over is answered at random.
+    flaps: bool,
+    /// Each with whether it was taken.
+    requests: Vec<(Delivery, bool)>,
 }
 
 impl Webhook {
@@ -71,6 +76,11 @@ impl Webhook {
     /// Adds an answer to the script. `takes`: the records are stored; `tells`: the answer says so.
     pub(crate) fn then(&self, answer: Answer, takes: bool, tells: bool) {
         self.shared.lock().unwrap().script.push_back((answer, takes, tells));
+    }
+
+    /// From now on, at random: takes, fails, throttles, breaks off, or takes everything and breaks off. With false, takes.
+    pub(crate) fn flap(&self, flaps: bool) {
+        self.shared.lock().unwrap().flaps = flaps;
     }
 
     /// Requests that break off are no failure in this test.
@@ -98,9 +108,29 @@ impl Webhook {
         })
     }
 
+    /// Returns a destination's settings for one life of the relay, so that its requests can be told from those of others.
+    pub(crate) fn settings_in(&self, life: &str) -> Value {
+        let mut settings = self.settings();
+        settings["headers"]["X-Life"] = json!(life);
+        settings
+    }
+
     /// Returns what was taken, in order.
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
-        self.shared.lock().unwrap().deliveries.clone()
+        let shared = self.shared.lock().unwrap();
+        let taken = shared.requests.iter().filter(|(_, taken)| *taken);
+        taken.map(|(delivery, _)| delivery.clone()).collect()
+    }
+
+    /// Returns all requests, in order.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        let shared = self.shared.lock().unwrap();
+        let requests = shared.requests.iter().map(|(delivery, taken)| Request {
+            life: delivery.life.clone(),
+            lines: if *taken { delivery.records.clone() } else { Vec::new() },
+            told: delivery.told,
+        });
+        requests.collect()
     }
 
     /// Returns every record that was taken, in order.
@@ -113,7 +143,8 @@ impl Webhook {
 
     /// Returns how many requests were not taken.
     pub(crate) fn refused(&self) -> usize {
-        self.shared.lock().unwrap().refused
+        let shared = self.shared.lock().unwrap();
+        shared.requests.iter().filter(|(_, taken)| !taken).count()
     }
 
     /// Returns how many answers of the script are left.
@@ -131,12 +162,19 @@ impl Webhook {
 
 impl Shared {
     fn answer(&mut self, mut delivery: Delivery) -> Answer {
-        let (answer, takes, tells) = self.script.pop_front().unwrap_or((Answer::status(204), true, true));
+        let (answer, takes, tells) = match self.script.pop_front() {
+            Some(planned) => planned,
+            None if self.flaps => match fastrand::u8(..20) {
+                0..=9 => (Answer::status(204), true, true),
+                10..=12 => (Answer::status(503), false, false),
+                13 | 14 => (Answer::status(429), false, false),
+                15 | 16 => (Answer::close(), false, false),
+                _ => (Answer::close(), true, false),
+            },
+            None => (Answer::status(204), true, true),
+        };
         delivery.told = tells;
-        match takes {
-            true => self.deliveries.push(delivery),
-            false => self.refused += 1,
-        }
+        self.requests.push((delivery, takes));
         answer
     }
 }
@@ -190,6 +228,7 @@ fn read(request: &Received, shape: Shape) -> Result<Delivery, String> {
     Ok(Delivery {
         key: header("idempotency-key")?.to_owned(),
         records,
+        life: request.headers.get("x-life").unwrap_or_default().to_owned(),
         told: true,
     })
 }
