@@ -1,6 +1,6 @@
 # Every command that development needs; CI calls these and nothing else.
 
-.PHONY: test check fmt demo bench docs golden setup
+.PHONY: test check fmt demo bench soak docs golden setup
 
 # Everything: tools, format, lints, unit, integration and doc tests, and the independent check of the golden files.
 test:
@@ -22,6 +22,10 @@ demo:
 bench:
 	./scripts/setup-bench.sh
 	cargo bench --bench relay --bench queue --bench memory --bench drain --bench backlog
+
+# Ten minutes of load with destinations that flap, lag and are dead; FLAGTAP_SOAK_SECONDS for longer.
+soak:
+	cargo bench --bench soak
 
 # The pages that are generated from the code.
 docs:

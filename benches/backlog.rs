@@ -2,7 +2,8 @@
 //!
 //! The backlog is written by the queue itself, in this process; then flagtap is started on it. First its destination is a
 //! folder that cannot be written (a file stands in its place), then the process's standard output, which is thrown away.
-//! `FLAGTAP_BENCH_BACKLOG_BYTES` is the size on disk, 10 GB by default.
+//! `FLAGTAP_BENCH_BACKLOG_BYTES` is the size on disk, 10 GB by default. The last line says whether the aims were held: a
+//! batch is taken within [`AIM_SECONDS`] of the start, and the peak stays under [`AIM_MEGABYTES`].
 
 #![allow(
     clippy::expect_used,
@@ -29,6 +30,8 @@ use support::{KNOWN, Running, flagtap, metric, wait_until};
 const EVENTS: u32 = 12;
 const EVENT_BYTES: usize = 5_000;
 const PRODUCERS: usize = 32;
+const AIM_SECONDS: f64 = 1.0;
+const AIM_MEGABYTES: f64 = 128.0;
 
 fn main() {
     let bytes = std::env::var("FLAGTAP_BENCH_BACKLOG_BYTES").ok();
@@ -54,7 +57,7 @@ fn main() {
     let blocked = format!("    file: {{ path: {} }}", way.join("export").display());
     let (process, took, _) = start(dir.path(), upstream, &queue, &blocked);
     thread::sleep(Duration::from_secs(5));
-    show("waiting", took, &process);
+    let waiting = show("waiting", took, &process);
     drop(process);
 
     let (process, took, telemetry) = start(dir.path(), upstream, &queue, "    stdout: {}");
@@ -63,10 +66,16 @@ fn main() {
         metric(telemetry, "flagtap_destination_events_waiting") == 0.0
     });
     let rate = events as f64 / delivering.elapsed().as_secs_f64();
-    show(&format!("after delivering it at {rate:.0} events/s"), took, &process);
+    let delivered = show(&format!("after delivering it at {rate:.0} events/s"), took, &process);
     println!(
         "\nqueue on disk afterwards: {:.0} MB",
         metric(telemetry, "flagtap_queue_bytes") / 1e6
+    );
+    let held = |held: bool| if held { "held" } else { "MISSED" };
+    println!(
+        "aims: a batch within {AIM_SECONDS} s of the start {}, under {AIM_MEGABYTES} MB {}",
+        held(waiting.0.max(delivered.0) < AIM_SECONDS),
+        held(waiting.1.max(delivered.1) < AIM_MEGABYTES)
     );
 }
 
@@ -98,13 +107,11 @@ fn post(port: u16, payload_id: &str) {
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
 }
 
-fn show(state: &str, took: f64, process: &Running) {
-    let megabytes = |line| process.memory_kb(line) as f64 / 1024.0;
-    println!(
-        "| {state} | {took:.2} | {:.1} | {:.1} |",
-        megabytes("VmRSS"),
-        megabytes("VmHWM")
-    );
+/// Prints a row; returns the seconds and the peak.
+fn show(state: &str, took: f64, process: &Running) -> (f64, f64) {
+    let [resident, peak] = ["VmRSS", "VmHWM"].map(|line| process.memory_kb(line) as f64 / 1024.0);
+    println!("| {state} | {took:.2} | {resident:.1} | {peak:.1} |");
+    (took, peak)
 }
 
 /// Answers every request with 202.
