@@ -1,9 +1,13 @@
 //! The test harness proved against itself: what it cannot see, it cannot guard.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde_json::json;
 
 use crate::replay::{BUILDS, replay};
 use crate::support::metrics::Scrape;
+use crate::support::oracle;
 use crate::support::recording::load;
 use crate::support::{Answer, Connection, Upstream, request};
 
@@ -83,4 +87,33 @@ fn assert_drop_panics(upstream: Upstream) {
         catch_unwind(AssertUnwindSafe(|| drop(upstream))).is_err(),
         "the fake did not complain"
     );
+}
+
+/// Scenario: a destination lacks an event, has one that was never sent, has two ids for one, or counts wrongly.
+/// Guarantees: the oracle fails on each, and on nothing else.
+#[test]
+fn the_oracle_sees_what_is_lost_or_made_up() {
+    let line = |marker: &str, id: &str| json!({ "event": { "key": marker, "id": id } }).to_string();
+    let set = |markers: &[&str]| {
+        markers
+            .iter()
+            .map(|marker| (*marker).to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    let judged = |lines: &[String], answered: &[&str], sent: &[&str]| {
+        catch_unwind(AssertUnwindSafe(|| {
+            oracle::judge("it", lines, &set(answered), &set(sent))
+        }))
+    };
+    let lines = [line("a", "1"), line("b", "2"), line("b", "2")];
+    assert_eq!(judged(&lines, &["a"], &["a", "b"]).unwrap(), set(&["2"]));
+    assert!(judged(&lines, &["a", "b", "c"], &["a", "b", "c"]).is_err(), "lost");
+    assert!(judged(&lines, &["a"], &["a"]).is_err(), "made up");
+    assert!(
+        judged(&[line("a", "1"), line("a", "2")], &["a"], &["a"]).is_err(),
+        "another id"
+    );
+    let counted = Scrape::parse("flagtap_destination_events_delivered_total{environment=\"a\",destination=\"it\"} 3");
+    let held = |count| catch_unwind(AssertUnwindSafe(|| oracle::assert_delivered(&counted, "it", count)));
+    assert!(held(3).is_ok() && held(2).is_err());
 }

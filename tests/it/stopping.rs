@@ -22,7 +22,7 @@ use crate::support::upstream::Gate;
 use crate::support::volume::Volume;
 use crate::support::{Answer, Connection, Relay, SDK_KEY, Setup, Upstream, eventually};
 
-const GRACE: Duration = Duration::from_secs(6);
+const GRACE: Duration = Duration::from_secs(8);
 
 /// One bad state: how it comes about and how it ends.
 struct State {
@@ -246,7 +246,7 @@ impl Scene {
         let lake = Kinesis::start(Mood::Takes);
         lake.tolerate_broken();
         let mut setup = Setup::new(upstream.address());
-        setup.config["shutdown"] = json!({ "grace": "6s", "reserve": "3s" });
+        setup.config["shutdown"] = json!({ "grace": "8s", "reserve": "6s" });
         setup.config["limits"] = json!({ "body_timeout": "1m" });
         lake.add_to(&mut setup, keep_trying("100ms", "300ms"));
         Self {

@@ -220,8 +220,8 @@ fn a_body_without_end_goes_on_only_as_it_is_read() {
     exported(relay, &setup, &["reading".to_owned(), "idle".to_owned()]);
 }
 
-/// Scenario: the upstream accepts, and its answer's body breaks off: closed before its length, reset, within a chunk, or
-/// with a chunk that is none.
+/// Scenario: the upstream accepts, and its answer's body breaks off: closed before its length or within a chunk, or with a
+/// chunk that is none.
 /// Guarantees: the SDK sees the head as it came and that the body broke off, never a whole answer; the events, which were
 /// accepted, are exported; a repetition of the batch is not exported again.
 #[test]
@@ -253,6 +253,35 @@ fn a_body_that_breaks_off_is_seen_to_break_off() {
     }
     let metrics = exported(relay, &setup, &expected);
     assert_eq!(metrics.sum("flagtap_batches_duplicate_total", &[]), 4.0);
+}
+
+/// Scenario: the upstream accepts, sends half of its answer's body and resets the connection; then it behaves.
+/// Guarantees: the SDK sees that the body broke off; the events are exported, once although the SDK repeats them.
+#[test]
+fn a_reset_within_the_answer_is_seen_by_the_sdk() {
+    let resets = Arc::new(AtomicBool::new(true));
+    let first = Arc::clone(&resets);
+    let upstream = Rude::start(move |mut stream| {
+        if first.swap(false, Ordering::SeqCst) {
+            let _ = stream.read(&mut [0; 16]);
+            let _ = stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\nhalf");
+            // Closing with unread bytes is a reset.
+            return;
+        }
+        let _ = read_request(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 202 Accepted\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    });
+    let setup = Setup::new(upstream.address);
+    let relay = Relay::start(&setup);
+    let events = json!([marked("reset")]);
+    let mut connection = relay.connect();
+    connection.send(&bulk("reset", &events)).unwrap();
+    let broken = connection.response(false);
+    assert!(broken.is_err(), "{broken:?}");
+    assert_eq!(relay.post("reset", &events).status, 202);
+    upstream.let_go();
+    let metrics = exported(relay, &setup, &["reset".to_owned()]);
+    assert_eq!(metrics.sum("flagtap_batches_duplicate_total", &[]), 1.0);
 }
 
 /// Scenario: the upstream answers, sends half of the body, and then nothing; the SDK hangs up after a while.
