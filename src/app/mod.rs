@@ -258,7 +258,16 @@ impl App {
         self.stop_by(end).await;
     }
 
-    async fn stop_by(self, end: Instant) {
+    /// Stops like [`App::stop`] and returns how many events still wait; the error says why the queue could not be opened.
+    pub async fn deliver(self) -> Result<u64, String> {
+        let stats = self.queue.stats();
+        let unopened = stats.unavailable.filter(|_| stats.consumers.is_empty());
+        let end = Instant::now() + self.grace.grace;
+        let waiting = self.stop_by(end).await;
+        unopened.map_or(Ok(waiting), Err)
+    }
+
+    async fn stop_by(self, end: Instant) -> u64 {
         let reserve = self.grace.reserve;
         self.ready.store(false, Ordering::Release);
         self.stop_changing.cancel();
@@ -288,6 +297,7 @@ impl App {
         self.helpers.close();
         let _ = timeout_at(end, self.helpers.wait()).await;
         info!(events_waiting = waiting, "ended");
+        waiting
     }
 
     /// Returns when nobody is connected and nothing is under way, and this has lasted for [`QUIET`].

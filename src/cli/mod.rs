@@ -7,16 +7,19 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod check;
 mod coverage;
 mod demo;
+mod drain;
 mod explain;
 mod probe;
 mod probe_destinations;
 mod queue;
+mod schema;
 mod send_test_event;
 mod serve;
 
@@ -70,6 +73,21 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:8031", value_name = "ADDRESS")]
         telemetry: String,
     },
+    /// Deliver what waits in a queue that no relay has open, then end (exit code 1 if something still waits).
+    Drain {
+        /// Configuration file.
+        #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]
+        config: PathBuf,
+        /// How long to try, such as 1h.
+        #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = crate::units::parse_duration)]
+        within: Duration,
+    },
+    /// Wait and do nothing, for preStop hooks in an image without a shell.
+    Wait {
+        /// How long, such as 15s.
+        #[arg(value_name = "DURATION", value_parser = crate::units::parse_duration)]
+        duration: Duration,
+    },
     /// Look into a queue, check and repair it, and decide about dead letters.
     Queue {
         #[command(subcommand)]
@@ -92,6 +110,8 @@ enum Command {
     /// The input is JSON values one after another: events, arrays of events, or requests as docs/selection.md describes
     /// them.
     Explain(explain::Arguments),
+    /// Print the JSON Schema of the configuration file.
+    Schema,
     /// Print docs/metrics.md.
     Metrics,
     /// Print docs/destinations.md: what destinations answer, and what follows.
@@ -128,6 +148,11 @@ pub fn main() -> ExitCode {
         .unwrap_or(ExitCode::FAILURE),
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
+        Command::Drain { config, within } => drain::run(&config, within, |log| drop(serve::log_to_stderr(log))),
+        Command::Wait { duration } => {
+            std::thread::sleep(duration);
+            ExitCode::SUCCESS
+        }
         Command::Queue { command } => queue::run(*command),
         Command::Coverage {
             environment,
@@ -135,6 +160,10 @@ pub fn main() -> ExitCode {
             address,
         } => coverage::run(&address, environment.as_deref(), json),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Schema => {
+            print(&schema::document());
+            ExitCode::SUCCESS
+        }
         Command::Metrics => {
             print(&crate::metrics::document());
             ExitCode::SUCCESS

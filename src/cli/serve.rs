@@ -82,7 +82,7 @@ async fn serve(config: Config, path: Option<&Path>, set_level: SetLevel) -> anyh
 }
 
 /// Sets the log up, and returns what changes its level.
-fn log_to_stderr(log: Log) -> SetLevel {
+pub(super) fn log_to_stderr(log: Log) -> SetLevel {
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
     // The level fails to change only once the log is gone.
     match log.format {

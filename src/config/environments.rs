@@ -5,7 +5,7 @@ use crate::event::Kind;
 use crate::export::selection::Settings;
 use crate::problems::Place;
 use crate::secret::Secret;
-use crate::section::{Leaf, Section, not_a_choice};
+use crate::section::{self, Leaf, Section, not_a_choice};
 
 /// A LaunchDarkly environment whose events are exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,10 @@ impl Leaf for Kind {
             Self::Other => Err(not_a_choice(text, &Self::EXPORTABLE.map(Self::as_str))),
             kind => Ok(kind),
         }
+    }
+
+    fn schema() -> serde_json::Value {
+        section::words(&Self::EXPORTABLE.map(Self::as_str))
     }
 
     fn show(&self) -> String {

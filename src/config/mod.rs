@@ -157,6 +157,11 @@ impl Config {
         }
     }
 
+    /// Returns the JSON Schema of the file. `meaning` describes a key by its path, such as `queue.max_bytes`.
+    pub fn schema(meaning: &dyn Fn(&str) -> Option<String>) -> serde_json::Value {
+        section::schema(read, meaning)
+    }
+
     /// Returns the configuration for a start without a file: everything LaunchDarkly accepts from here is exported to
     /// `./flagtap-export`.
     pub fn embedded() -> Self {
@@ -270,6 +275,10 @@ impl Leaf for Name {
         } else {
             Err("is not a valid name".to_owned())
         }
+    }
+
+    fn schema() -> serde_json::Value {
+        section::scalar("[a-z0-9][a-z0-9._-]{0,62}", None)
     }
 
     fn show(&self) -> String {

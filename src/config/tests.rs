@@ -117,6 +117,47 @@ fn the_example_has_every_key_and_no_other() {
     assert_eq!(paths(&uncommented_example()), known);
 }
 
+/// Adds the paths of a schema's properties, without other spellings of a key.
+fn schema_paths(schema: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
+    let mut below = |schema: &serde_json::Value, path: String| {
+        if !path.is_empty() && !path.ends_with("[]") {
+            found.insert(path.clone());
+        }
+        schema_paths(schema, &path, found);
+    };
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        let is_ours = key
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit());
+        if is_ours {
+            below(
+                property,
+                if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                },
+            );
+        }
+    }
+    // Headers of a webhook have no shape of their own.
+    if schema["additionalProperties"].is_object() && !path.ends_with(".headers") {
+        below(&schema["additionalProperties"], format!("{path}.*"));
+    }
+    if schema["items"].is_object() {
+        below(&schema["items"], format!("{path}[]"));
+    }
+}
+
+#[test]
+fn the_schema_has_every_key_and_no_other() {
+    let mut paths = BTreeSet::new();
+    schema_paths(&Config::schema(&|_| None), "", &mut paths);
+    // The example can show one key of several that exclude each other in one place, such as `headers`' names.
+    let known: BTreeSet<String> = known().into_keys().filter(|path| !path.contains(".headers.")).collect();
+    assert_eq!(paths, known);
+}
+
 #[test]
 fn the_documentation_lists_every_key_with_type_and_default() {
     let cell = |known: &Known| {

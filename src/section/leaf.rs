@@ -6,6 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
+use super::schema::scalar;
 use crate::units::{ByteSize, format_duration, parse_duration};
 
 /// A value that is written as one scalar.
@@ -23,6 +26,11 @@ pub trait Leaf: Sized {
 
     /// Returns the text that [`Leaf::parse`] reads back to the same value; the documentation shows defaults so.
     fn show(&self) -> String;
+
+    /// Returns the JSON Schema of a value. What it takes, [`Leaf::parse`] takes too, up to limits of size.
+    fn schema() -> Value {
+        json!({ "type": "string", "minLength": 1 })
+    }
 }
 
 impl Leaf for String {
@@ -58,6 +66,10 @@ impl Leaf for bool {
         }
     }
 
+    fn schema() -> Value {
+        scalar("true|false", Some("boolean"))
+    }
+
     fn show(&self) -> String {
         self.to_string()
     }
@@ -82,7 +94,13 @@ macro_rules! whole_number {
                 text.parse().map_err(|_| "is too large".to_owned())
             }
 
-            fn show(&self) -> String {
+                    fn schema() -> Value {
+                let mut schema = scalar("[0-9]+", Some("integer"));
+                schema["minimum"] = json!(0);
+                schema
+            }
+
+    fn show(&self) -> String {
                 self.to_string()
             }
         }
@@ -104,6 +122,10 @@ impl Leaf for Duration {
         parse_duration(text).map_err(|error| error.to_string())
     }
 
+    fn schema() -> Value {
+        zero_or("[0-9]+(?:ms|[smhd])")
+    }
+
     fn show(&self) -> String {
         format_duration(*self)
     }
@@ -120,6 +142,10 @@ impl Leaf for ByteSize {
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|error: crate::units::UnitError| error.to_string())
+    }
+
+    fn schema() -> Value {
+        zero_or("[0-9]+(?:[KMGT]iB|[kMGT]?B)")
     }
 
     fn show(&self) -> String {
@@ -162,6 +188,10 @@ impl Leaf for http::Uri {
         }
     }
 
+    fn schema() -> Value {
+        scalar("[A-Za-z][A-Za-z0-9+.-]*://[^/?#\\s]\\S*", None)
+    }
+
     fn show(&self) -> String {
         let text = self.to_string();
         // `Uri` writes an empty path as `/`.
@@ -185,9 +215,21 @@ impl Leaf for SocketAddr {
         text.parse().map_err(|_| "is not an address".to_owned())
     }
 
+    fn schema() -> Value {
+        scalar("[0-9.]+:[0-9]+|\\[[0-9A-Fa-f:.]+\\]:[0-9]+", None)
+    }
+
     fn show(&self) -> String {
         self.to_string()
     }
+}
+
+/// Returns the schema of a number with its unit, which only 0 can do without.
+fn zero_or(pattern: &str) -> Value {
+    let mut schema = scalar(&format!("0|{pattern}"), Some("integer"));
+    schema["maximum"] = json!(0);
+    schema["minimum"] = json!(0);
+    schema
 }
 
 /// Declares an enum whose variants have one spelling each in the configuration, and its [`Leaf`].
@@ -232,6 +274,10 @@ macro_rules! choices {
                     $($text => Ok(Self::$variant),)+
                     _ => Err($crate::section::not_a_choice(text, &[$($text),+])),
                 }
+            }
+
+            fn schema() -> ::serde_json::Value {
+                $crate::section::words(&[$($text),+])
             }
 
             fn show(&self) -> String {

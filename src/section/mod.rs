@@ -9,7 +9,9 @@
 
 mod leaf;
 mod named;
+mod schema;
 mod secrets;
+mod spelling;
 mod suggest;
 mod tree;
 
@@ -21,6 +23,7 @@ use crate::problems::{Place, Problems};
 
 pub use leaf::Leaf;
 pub use named::Named;
+pub use schema::{scalar, schema, words};
 use suggest::closest;
 pub use suggest::not_a_choice;
 use tree::{Entry, Node, Value};
@@ -61,6 +64,7 @@ pub fn read<T>(
         problems: RefCell::new(problems),
         known: RefCell::default(),
         files: RefCell::default(),
+        recorder: None,
     };
     let value = root.and_then(|node| {
         let place = Place {
@@ -85,6 +89,8 @@ struct Context {
     problems: RefCell<Problems>,
     known: RefCell<BTreeMap<String, Known>>,
     files: RefCell<Vec<PathBuf>>,
+    /// Present if no file is read, but what the reader asks for is noted.
+    recorder: Option<schema::Recorder>,
 }
 
 /// One mapping of the configuration.
@@ -102,20 +108,10 @@ pub struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Takes keys here and below also as LaunchDarkly's REST API spells them: `streamName` for `stream_name`,
-    /// `userIDContextKind` for `user_id_context_kind`.
-    pub fn take_camel_case(&mut self) {
-        self.camel_case = true;
-    }
-
-    /// Takes other names of keys (the first of each pair) for the keys.
-    pub fn take_aliases(&mut self, aliases: &'static [(&'static str, &'static str)]) {
-        self.aliases = aliases;
-    }
-
     /// Returns the value of a key that must be given, or nothing after reporting why there is none.
     pub fn required<T: Leaf>(&mut self, key: &str) -> Option<T> {
         self.note(key, &T::noun(), None, true);
+        self.record_scalar::<T>(key);
         match self.find(key) {
             Some(entry) => self.leaf(&entry.node, self.place_below(key)),
             None => {
@@ -128,6 +124,7 @@ impl<'a> Section<'a> {
     /// Returns the value of a key that may be left out.
     pub fn optional<T: Leaf>(&mut self, key: &str) -> Option<T> {
         self.note(key, &T::noun(), None, false);
+        self.record_scalar::<T>(key);
         let entry = self.find(key)?;
         self.leaf(&entry.node, self.place_below(key))
     }
@@ -135,6 +132,7 @@ impl<'a> Section<'a> {
     /// Returns the value of a key, `default` if it is left out (or wrong, after reporting it).
     pub fn or<T: Leaf>(&mut self, key: &str, default: T) -> T {
         self.note(key, &T::noun(), Some(default.show()), false);
+        self.record_scalar::<T>(key);
         self.find(key)
             .and_then(|entry| self.leaf(&entry.node, self.place_below(key)))
             .unwrap_or(default)
@@ -144,6 +142,7 @@ impl<'a> Section<'a> {
     pub fn placed_list<T: Leaf>(&mut self, key: &str) -> Option<Vec<(T, Place)>> {
         let expected = format!("a list, each {}", T::expected());
         self.note(key, &format!("list of {}", T::noun()), None, false);
+        self.record_list(key, Some(T::schema()));
         let items = self.items(key, &expected)?;
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
@@ -176,14 +175,18 @@ impl<'a> Section<'a> {
     /// as an empty mapping.
     pub fn section<R>(&mut self, key: &str, reader: impl FnOnce(&mut Section<'_>) -> R) -> Option<R> {
         self.note(key, "mapping", None, false);
-        let entry = self.find(key)?;
+        let (node, line, column) = match self.find(key) {
+            Some(entry) => (&entry.node, entry.line, entry.column),
+            None if self.context.recorder.is_some() => (&schema::NOTHING, 0, 0),
+            None => return None,
+        };
         let place = Place {
-            line: entry.line,
-            column: entry.column,
+            line,
+            column,
             ..self.place_below(key)
         };
         let pattern = tree::join(&self.pattern, key);
-        let mut section = Section::open(&entry.node, place, pattern, self.context)?;
+        let mut section = Section::open(node, place, pattern, self.context)?;
         section.camel_case = self.camel_case;
         let value = reader(&mut section);
         section.close();
@@ -193,6 +196,7 @@ impl<'a> Section<'a> {
     /// Has `reader` read each mapping of the list under a key; empty if the key is left out.
     pub fn sections<R>(&mut self, key: &str, mut reader: impl FnMut(&mut Section<'_>) -> R) -> Vec<R> {
         self.note(key, "list of mappings", None, false);
+        self.record_list(key, None);
         let mut values = Vec::new();
         for (index, item) in self
             .items(key, "a list of mappings")
@@ -213,6 +217,7 @@ impl<'a> Section<'a> {
 
     /// Returns which one of `kinds` this mapping has as a key (`kinesis: {…}`). None and more than one are reported.
     pub fn kind(&mut self, kinds: &[&'static str]) -> Option<&'static str> {
+        self.record_one_of(kinds);
         let found = self.kind_if_any(kinds);
         if found.is_none() {
             self.problem(None, format!("needs one of {}", choices_text(kinds)));
@@ -235,18 +240,22 @@ impl<'a> Section<'a> {
                 found = found.or(Some(*kind));
             }
         }
-        found
+        let recorded = self.way("", kinds.len()).and_then(|way| kinds.get(way).copied());
+        recorded.or(found)
     }
 
     /// Returns true if the key is given and holds a scalar. Does not count as asking for the key.
     pub fn is_scalar(&self, key: &str) -> bool {
-        self.find(key)
-            .is_some_and(|entry| matches!(entry.node.value, Value::Text(_) | Value::Broken))
+        let found = self.find(key);
+        match self.way(key, 2) {
+            Some(way) => way == 1,
+            None => found.is_some_and(|entry| matches!(entry.node.value, Value::Text(_) | Value::Broken)),
+        }
     }
 
     /// Returns true if the key is given, also if its value is wrong. Does not count as asking for the key.
     pub fn has(&self, key: &str) -> bool {
-        self.find(key).is_some()
+        self.context.recorder.is_some() || self.find(key).is_some()
     }
 
     /// Returns true if the key is given with nothing or an empty list below it. Does not count as asking for the key.
@@ -313,7 +322,7 @@ impl<'a> Section<'a> {
                 return None;
             }
         };
-        Some(Self {
+        let section = Self {
             entries,
             place,
             pattern,
@@ -321,11 +330,14 @@ impl<'a> Section<'a> {
             camel_case: false,
             aliases: &[],
             context,
-        })
+        };
+        section.record_mapping();
+        Some(section)
     }
 
     /// Reports the keys that nobody asked for.
     fn close(self) {
+        self.record_spellings();
         let allowed: Vec<&str> = self.asked.iter().map(String::as_str).collect();
         self.report_two_spellings(&allowed);
         for entry in self
@@ -351,30 +363,11 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Reports the keys that are given in two spellings.
-    fn report_two_spellings(&self, keys: &[&str]) {
-        for key in keys {
-            let mut given = self.entries.iter().filter(|entry| self.names(entry, key));
-            let first = given.next().map(|entry| entry.key.as_str());
-            // The same spelling twice is an error of the YAML.
-            for second in given.filter(|entry| Some(entry.key.as_str()) != first) {
-                let place = Place {
-                    path: tree::join(&self.place.path, &tree::printable_key(&second.key)),
-                    line: second.line,
-                    column: second.column,
-                };
-                self.problem_at(
-                    place,
-                    format!("is another spelling of `{key}`, which is given too; keep one"),
-                );
-            }
-        }
-    }
-
     fn note(&mut self, key: &str, noun: &str, default: Option<String>, required: bool) {
         if !self.asked.iter().any(|asked| asked == key) {
             self.asked.push(key.to_owned());
         }
+        self.record_key(key, default.as_deref(), required);
         let known = Known {
             noun: noun.to_owned(),
             default,
@@ -388,13 +381,6 @@ impl<'a> Section<'a> {
 
     fn find(&self, key: &str) -> Option<&'a Entry> {
         self.entries.iter().find(|entry| self.names(entry, key))
-    }
-
-    /// Returns true if an entry is the one that a reader means by `key`.
-    fn names(&self, entry: &Entry, key: &str) -> bool {
-        entry.key == key
-            || self.aliases.contains(&(entry.key.as_str(), key))
-            || (self.camel_case && is_camel_case_of(&entry.key, key))
     }
 
     fn place_below(&self, key: &str) -> Place {
@@ -423,7 +409,13 @@ impl<'a> Section<'a> {
 
     /// Returns the items of a list; a key with nothing below it is an empty list.
     fn items(&self, key: &str, expected: &str) -> Option<&'a [Node]> {
-        let entry = self.find(key)?;
+        let Some(entry) = self.find(key) else {
+            return self
+                .context
+                .recorder
+                .is_some()
+                .then_some(std::slice::from_ref(&schema::NOTHING));
+        };
         match &entry.node.value {
             Value::List(items) => Some(items),
             Value::Null => Some(&[]),
@@ -447,16 +439,6 @@ impl<'a> Section<'a> {
         self.problem_at(place, format!("{message}, expected {}", T::expected()));
         None
     }
-}
-
-fn is_camel_case_of(spelled: &str, key: &str) -> bool {
-    let letters = || key.bytes().filter(|letter| *letter != b'_');
-    spelled.starts_with(|letter: char| letter.is_ascii_lowercase())
-        && spelled.len() == letters().count()
-        && spelled
-            .bytes()
-            .zip(letters())
-            .all(|(one, other)| one.eq_ignore_ascii_case(&other))
 }
 
 fn choices_text(choices: &[&str]) -> String {

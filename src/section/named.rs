@@ -1,7 +1,7 @@
 //! How a section reads a mapping whose keys are the user's own: flag keys, attribute references.
 
 use super::tree::{self, Node, Value};
-use super::{Known, Leaf, Section};
+use super::{Known, Leaf, Section, schema};
 use crate::problems::Place;
 
 /// One entry of such a mapping.
@@ -26,6 +26,16 @@ impl<'a> Section<'a> {
             required: false,
         };
         self.context.known.borrow_mut().insert(pattern.clone(), known);
+        self.record_free(key, None);
+        if self.context.recorder.is_some() {
+            return vec![reader(&Named {
+                name: "name",
+                node: &schema::NOTHING,
+                place: self.place(Some(key)),
+                pattern,
+                section: self,
+            })];
+        }
         let Some(entry) = self.find(key) else {
             return Vec::new();
         };
@@ -58,12 +68,18 @@ impl<'a> Section<'a> {
 impl Named<'_, '_> {
     /// Returns the value, or nothing after reporting what is wrong with it.
     pub fn value<T: Leaf>(&self) -> Option<T> {
+        if let Some(recorder) = &self.section.context.recorder {
+            recorder.scalar(self.pattern.clone(), T::schema());
+        }
         self.section.leaf(self.node, self.place.clone())
     }
 
     /// Returns true if the value is a mapping.
     pub fn is_mapping(&self) -> bool {
-        matches!(self.node.value, Value::Mapping(_))
+        match self.section.context.recorder.as_ref() {
+            Some(recorder) => recorder.way(self.pattern.clone(), 2) == 1,
+            None => matches!(self.node.value, Value::Mapping(_)),
+        }
     }
 
     /// Has `reader` read the mapping that the value is; nothing if it is none, after reporting it.

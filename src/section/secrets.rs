@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use super::tree::{Node, Value};
-use super::{Section, describe};
+use super::{Section, describe, schema};
 use crate::problems::Place;
 use crate::secret::Secret;
 
@@ -19,6 +19,8 @@ impl Section<'_> {
         let file_key = format!("{key}_file");
         self.note(key, "secret", None, false);
         self.note(&file_key, "path", None, false);
+        self.record_schema(key, schema::secret());
+        self.record_scalar::<PathBuf>(&file_key);
         self.not_both(key, &file_key);
         if let Some(entry) = self.find(key) {
             return self.checked_secret(&entry.node, self.place_below(key));
@@ -33,6 +35,7 @@ impl Section<'_> {
     pub fn required_secret(&mut self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");
         let secret = self.secret(key);
+        self.record_any_of([key.to_owned(), file_key.clone()]);
         if !self.has(key) && !self.has(&file_key) {
             self.problem(None, format!("needs `{key}` or `{file_key}`"));
         }
@@ -45,6 +48,8 @@ impl Section<'_> {
         let file_key = format!("{key}_file");
         self.note(key, "list of secrets", None, false);
         self.note(&file_key, "path", None, false);
+        self.record_list(key, Some(schema::secret()));
+        self.record_scalar::<PathBuf>(&file_key);
         self.not_both(key, &file_key);
         let mut secrets = Vec::new();
         if self.find(key).is_some() {
@@ -83,7 +88,9 @@ impl Section<'_> {
             let secrets = names.iter().filter_map(|name| section.named_secret(name));
             secrets.collect()
         };
-        self.section(key, read).unwrap_or_default()
+        let secrets = self.section(key, read).unwrap_or_default();
+        self.record_free(key, Some(schema::secret()));
+        secrets
     }
 
     fn named_secret(&self, name: &str) -> Option<(String, Secret, Place)> {

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::units::ByteSize;
 
@@ -365,4 +367,103 @@ fn a_kind_may_have_another_name() {
     });
     assert_eq!(reading.problems.render("f"), "");
     assert_eq!(reading.value.flatten().as_deref(), Some("t"));
+}
+
+/// A reader that asks in every way there is.
+fn read_everything(section: &mut Section<'_>) {
+    section.required::<String>("name");
+    section.or("on", true);
+    section.or("count", 3_u32);
+    section.or("wait", Duration::from_secs(5));
+    section.list_or("words", vec!["a".to_owned(), "b".to_owned()]);
+    section.required_secret("token");
+    if section.is_scalar("either") {
+        section.optional::<ByteSize>("either");
+    } else {
+        section.section("either", |section| section.optional::<String>("inner"));
+    }
+    section.sections("places", |section| {
+        section.take_aliases(&[("old-kind", "new_kind")]);
+        match section.kind(&["new_kind", "other"]) {
+            Some("other") => section.section("other", |section| section.or("stream_id", String::from("x"))),
+            _ => section.section("new_kind", |section| {
+                section.take_camel_case();
+                section.or("stream_id", String::from("y"))
+            }),
+        };
+    });
+    section.named("free", "text or a mapping", |entry| {
+        if entry.is_mapping() {
+            entry.section(|section| section.or("sure", false));
+        } else {
+            entry.value::<String>();
+        }
+    });
+    section.secret_mapping("headers");
+}
+
+#[test]
+fn the_schema_has_what_a_reader_asks_for_on_every_way() {
+    let schema = schema(read_everything, &|path| (path == "wait").then(|| "a pause".to_owned()));
+    let keys = |pointer: &str| -> Vec<String> {
+        let mapping = schema
+            .pointer(pointer)
+            .unwrap_or_else(|| panic!("{pointer} in {schema:#}"));
+        assert_eq!(mapping["type"], serde_json::json!(["null", "object"]));
+        mapping["properties"].as_object().unwrap().keys().cloned().collect()
+    };
+    assert_eq!(schema["required"], serde_json::json!(["name"]));
+    assert_eq!(schema["properties"]["on"]["default"], true);
+    assert_eq!(schema["properties"]["count"]["default"], 3);
+    assert_eq!(schema["properties"]["wait"]["default"], "5s");
+    assert_eq!(schema["properties"]["wait"]["description"], "a pause");
+    assert_eq!(schema["properties"]["words"]["default"], serde_json::json!(["a", "b"]));
+    assert_eq!(schema["properties"]["token"]["writeOnly"], true);
+    assert!(schema["properties"]["token_file"].is_object());
+    let either = &schema["properties"]["either"];
+    assert_eq!(
+        either["type"],
+        serde_json::json!(["integer", "null", "object", "string"])
+    );
+    assert!(either["properties"]["inner"].is_object() && either["pattern"].is_string());
+    assert_eq!(keys("/properties/places/items"), ["new_kind", "old-kind", "other"]);
+    assert_eq!(
+        keys("/properties/places/items/properties/old-kind"),
+        ["streamID", "streamId", "stream_id"]
+    );
+    assert_eq!(keys("/properties/places/items/properties/other"), ["stream_id"]);
+    let one_of = &schema["properties"]["places"]["items"]["allOf"][0]["oneOf"];
+    assert_eq!(one_of.as_array().unwrap().len(), 2, "{one_of}");
+    let free = &schema["properties"]["free"]["additionalProperties"];
+    assert_eq!(free["type"], serde_json::json!(["null", "object", "string"]));
+    assert!(free["properties"]["sure"].is_object());
+    assert_eq!(
+        schema["properties"]["headers"]["additionalProperties"]["writeOnly"],
+        true
+    );
+    assert_eq!(schema["additionalProperties"], false);
+}
+
+/// Asserts that whatever the schema of `T` takes is read, but for its size.
+fn takes<T: Leaf>(text: &str) {
+    if let Err(why) = T::parse(text) {
+        assert_eq!(why, "is too large", "{text:?}");
+    }
+}
+
+macro_rules! what_the_schema_takes_is_read {
+    ($($name:ident: $type:ty = $pattern:literal),+ $(,)?) => {$(
+        #[test]
+        fn $name() {
+            assert_eq!(<$type>::schema()["pattern"], concat!("^(?:", $pattern, r")$|\$\{"));
+            proptest!(|(text in $pattern)| takes::<$type>(&text));
+        }
+    )+};
+}
+
+what_the_schema_takes_is_read! {
+    a_boolean_of_the_schema_is_read: bool = "true|false",
+    a_duration_of_the_schema_is_read: Duration = "0|[0-9]+(?:ms|[smhd])",
+    a_size_of_the_schema_is_read: ByteSize = "0|[0-9]+(?:[KMGT]iB|[kMGT]?B)",
+    a_number_of_the_schema_is_read: u16 = "[0-9]+",
 }

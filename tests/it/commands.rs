@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use serde_json::json;
 
 use crate::support::export::read_lines;
+use crate::support::relay::marked;
 use crate::support::{Relay, Setup, Upstream, eventually};
 
 fn flagtap(arguments: &[&str]) -> Output {
@@ -127,4 +128,47 @@ fn the_version_is_printed_and_wrong_arguments_are_refused() {
         assert_eq!(wrong.status.code(), Some(2), "{arguments:?}");
         assert!(text(&wrong.stderr).contains("--help"), "{}", text(&wrong.stderr));
     }
+}
+
+/// Scenario: a relay that ends while its destination cannot be written to; `flagtap drain` before and after that is put
+/// right, and beside a relay that has the queue open.
+/// Guarantees: 1 while events wait, 0 once all are delivered, 1 with the reason beside the relay.
+#[test]
+fn drain_delivers_what_a_relay_left_behind() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    let blocked = setup.queue().with_file_name("export");
+    // A file where the folder is to be.
+    fs::write(&blocked, "").unwrap();
+    let mut relay = Relay::start(&setup);
+    relay.tolerate("archive");
+    assert_eq!(relay.post("a", &json!([marked("left")])).status, 202);
+    eventually("the event to wait", || {
+        (relay.metrics().sum("flagtap_destination_events_waiting", &[]) == 1.0).then_some(())
+    });
+    relay.kill();
+    setup.config["shutdown"] = json!({ "grace": "1s", "reserve": "500ms" });
+    let path = setup.write();
+    let drain = |within: &str| flagtap(&["drain", "--config", path.to_str().unwrap(), "--within", within]);
+    let output = drain("2s");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("1 events still wait"),
+        "{}",
+        text(&output.stderr)
+    );
+    fs::remove_file(&blocked).unwrap();
+    let output = drain("30s");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(setup.exported().len(), 1);
+
+    let relay = Relay::start(&setup);
+    let output = drain("1s");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("the queue cannot be opened"),
+        "{}",
+        text(&output.stderr)
+    );
+    relay.stop();
 }

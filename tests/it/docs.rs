@@ -73,6 +73,10 @@ fn paths_in(text: &str) -> Vec<String> {
             .to_owned()
     };
     let ours = |word: &&str| {
+        // A path from the root is one of a container.
+        if word.starts_with('/') {
+            return false;
+        }
         let root_file = word.ends_with(".md") || word.ends_with(".yaml") || *word == "Makefile";
         let source = word.contains('/') && word.ends_with(".rs");
         !word.contains([' ', '*', '<', '{', '…', '\n'])
