@@ -1,6 +1,6 @@
 # Every command that development needs; CI calls these and nothing else.
 
-.PHONY: test check fmt demo bench soak docs golden setup
+.PHONY: test check fmt demo bench soak docs chart golden setup
 
 # Everything: tools, format, lints, unit, integration and doc tests, and the independent check of the golden files.
 test:
@@ -34,10 +34,16 @@ docs:
 	cargo run --quiet -- destinations > docs/destinations.md.new
 	mv docs/destinations.md.new docs/destinations.md
 
-# Writes tests/golden anew from tests/traffic, and has the oracle judge the result. Read the difference before you commit.
+# What is generated of the Helm chart: values.schema.json, and the table in its README.
+chart:
+	cargo build --quiet
+	.tools/helm-python/bin/python scripts/chart.py $${CARGO_TARGET_DIR:-target}/debug/flagtap
+
+# Writes tests/golden anew from tests/traffic, and has the oracle judge the result; and the chart's renders. Read the difference before you commit.
 golden:
 	FLAGTAP_UPDATE_GOLDEN=1 cargo test --test it -- replay:: mappings::
 	./scripts/oracle.py
+	cd tests/helm && FLAGTAP_UPDATE_GOLDEN=1 ../../.tools/helm-python/bin/python -m unittest -k renders_as_it_did test_renders
 
 setup:
 	./scripts/setup-tests.sh

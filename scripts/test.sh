@@ -47,6 +47,33 @@ cargo_tests() {
   fi
 }
 
+# python_tests NAME COMMAND...: adds up the closing lines of unittest.
+python_tests() {
+  local name=$1 status=0
+  shift
+  echo "== $name"
+  "$@" 2>&1 | tee "$log" || status=1
+  local counts
+  counts=$(awk '
+    /^Ran [0-9]+ test/ { ran += $2 }
+    /^(OK|FAILED)/ {
+      gsub(/[(),]/, " ")
+      for (i = 1; i <= NF; i++) {
+        if ($i ~ /^(failures|errors)=/) { split($i, n, "="); failed += n[2] }
+        if ($i ~ /^skipped=/) { split($i, n, "="); skipped += n[2] }
+      }
+    }
+    END { if (failed > ran) ran = failed; print ran - failed + 0, failed + 0, skipped + 0 }' "$log")
+  read -r p f s <<<"$counts"
+  # A file that is skipped as a whole ran no test.
+  if [ "$p" = 0 ] && [ "$f" = 0 ] && [ "$s" = 0 ]; then status=1; fi
+  if [ "$status" != 0 ] && [ "$f" = 0 ]; then
+    f=1
+    echo "FAILED: $name"
+  fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+}
+
 echo "== setup"
 ./scripts/setup-tests.sh || echo "setup-tests failed; the tests that need its tools will be skipped"
 step format cargo fmt --check
@@ -59,6 +86,16 @@ else
 fi
 cargo_tests "doc tests" cargo test --doc
 step oracle ./scripts/oracle.py
+chart_python=.tools/helm-python/bin/python
+if [ -x "$chart_python" ]; then
+  cargo build --quiet
+  python_tests "Helm chart" "$chart_python" -m unittest discover --start-directory tests/helm
+elif [ "${FLAGTAP_REQUIRE_TOOLS:-}" = 1 ]; then
+  step "Helm chart" false
+else
+  echo "SKIPPED Helm chart: $chart_python is missing; run scripts/setup-tests.sh"
+  skipped=$((skipped + 1))
+fi
 
 # A test without its tool returns early, so it was counted as passed.
 if [ -s .tools/skipped ]; then

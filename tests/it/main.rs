@@ -37,6 +37,7 @@ mod segment;
 mod selection;
 mod setting_up;
 mod shutdown;
+mod sidecar;
 mod stopping;
 mod support;
 mod tls;

@@ -1,0 +1,87 @@
+{{/* The pod of a gateway, whichever workload it is in. "claim" names a PVC for the data; empty for a volume of the
+workload's own. */}}
+{{- define "flagtap.gateway.pod" -}}
+metadata:
+  annotations:
+    {{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.gateway.config" .)) | nindent 4 }}
+    {{- with .Values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  labels:
+    {{- include "flagtap.selector" . | nindent 4 }}
+    app.kubernetes.io/component: gateway
+    flagtap.dev/inject: "false"
+    {{- with .Values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  {{- include "flagtap.podSpec" . | nindent 2 }}
+  serviceAccountName: {{ include "flagtap.serviceAccountName" . }}
+  terminationGracePeriodSeconds: {{ .Values.gracePeriodSeconds }}
+  topologySpreadConstraints:
+    {{- with .Values.topologySpreadConstraints }}
+    {{- toYaml . | nindent 4 }}
+    {{- else }}
+    {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+    - topologyKey: {{ . }}
+      maxSkew: 1
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "flagtap.selector" $ | nindent 10 }}
+          app.kubernetes.io/component: gateway
+    {{- end }}
+    {{- end }}
+  containers:
+    - name: flagtap
+      {{- include "flagtap.container" . | nindent 6 }}
+      args: [serve, --config, /etc/flagtap/config.yaml]
+      env:
+        {{- include "flagtap.env" . | nindent 8 }}
+      {{- with include "flagtap.secretName" . }}
+      envFrom:
+        - secretRef: { name: {{ . }} }
+      {{- end }}
+      ports:
+        - { name: flagtap, containerPort: 8030 }
+        - { name: flagtap-metrics, containerPort: 8031 }
+      # A queue of many parts takes a while to open; traffic passes meanwhile, so readiness does not wait for it.
+      startupProbe:
+        httpGet: { path: /livez, port: flagtap-metrics }
+        periodSeconds: 1
+        failureThreshold: 60
+      readinessProbe:
+        httpGet: { path: /readyz, port: flagtap-metrics }
+        periodSeconds: 5
+      livenessProbe:
+        httpGet: { path: /livez, port: flagtap-metrics }
+        periodSeconds: 10
+        failureThreshold: 6
+      resources: {{- toYaml .Values.resources | nindent 8 }}
+      securityContext: {{- include "flagtap.securityContext" . | nindent 8 }}
+      volumeMounts:
+        {{- include "flagtap.volumeMounts" . | nindent 8 }}
+  volumes:
+    {{- include "flagtap.volumes" (dict "root" . "config" (include "flagtap.fullname" .) "secret" (include "flagtap.secretName" .)) | nindent 4 }}
+{{- end }}
+
+{{/* What the pods of gateway, injector and drains have in common. */}}
+{{- define "flagtap.podSpec" -}}
+automountServiceAccountToken: false
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,152 @@
+{{/* Names, labels and what gateway, sidecar and injector have in common. */}}
+
+{{- define "flagtap.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "flagtap.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains (include "flagtap.name" .) .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "flagtap.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "flagtap.selector" -}}
+app.kubernetes.io/name: {{ include "flagtap.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "flagtap.labels" -}}
+{{ include "flagtap.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "flagtap.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{- define "flagtap.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- .Values.serviceAccount.name | default (include "flagtap.fullname" .) }}
+{{- else }}
+{{- required "serviceAccount.name is needed where serviceAccount.create is false" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* The Secret whose keys are the variables of `config`; empty if there is none. */}}
+{{- define "flagtap.secretName" -}}
+{{- if and .Values.secrets .Values.existingSecret }}
+{{- fail "secrets and existingSecret are both given; keep one" }}
+{{- end }}
+{{- if .Values.secrets }}{{ include "flagtap.fullname" . }}{{ else }}{{ .Values.existingSecret }}{{ end }}
+{{- end }}
+
+{{/* flagtap's own shutdown.grace: five seconds are for Kubernetes to notice that it ended. */}}
+{{- define "flagtap.grace" -}}
+{{- if lt (int .Values.gracePeriodSeconds) 10 }}
+{{- fail "gracePeriodSeconds is under 10, which leaves no time to deliver" }}
+{{- end }}
+{{- printf "%ds" (sub (int .Values.gracePeriodSeconds) 5) }}
+{{- end }}
+
+{{/* config.yaml of the chart's settings (in "base") and of `config`, which overrules them where it may. */}}
+{{- define "flagtap.config" -}}
+{{- $given := deepCopy .root.Values.config }}
+{{- if not $given.environments }}
+{{- fail "config.environments is empty: say whose events are exported, and in config.destinations where to (config.example.yaml has every key)" }}
+{{- end }}
+{{- if dig "shutdown" "grace" "" $given }}
+{{- fail "config.shutdown.grace is given by gracePeriodSeconds; set that instead" }}
+{{- end }}
+{{- if hasKey $given "telemetry" }}
+{{- fail "config.telemetry is 0.0.0.0:8031 in this chart: probes, Services and monitors go there" }}
+{{- end }}
+{{- $base := dict "telemetry" "0.0.0.0:8031" "shutdown" (dict "grace" (include "flagtap.grace" .root)) }}
+{{- $config := mergeOverwrite $base .base $given }}
+{{- $address := kindIs "map" $config.listen | ternary (dig "address" "0.0.0.0:8030" (kindIs "map" $config.listen | ternary $config.listen dict)) $config.listen }}
+{{- if not (hasSuffix ":8030" (toString $address)) }}
+{{- fail "config.listen has another port than 8030, where Services and sidecars expect it; service.port is for the Service's own" }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- define "flagtap.gateway.config" -}}
+{{- $base := dict "listen" "0.0.0.0:8030" "queue" (dict "sled" (dict "path" "/data/queue")) }}
+{{- include "flagtap.config" (dict "root" . "base" $base) }}
+{{- end }}
+
+{{/* What every container of flagtap has but for its arguments, probes, resources and mounts. */}}
+{{- define "flagtap.container" -}}
+image: {{ include "flagtap.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end }}
+
+{{/* Restricted, whatever the pod says: a sidecar's pod is another's. */}}
+{{- define "flagtap.securityContext" -}}
+allowPrivilegeEscalation: false
+capabilities: { drop: [ALL] }
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: {{ .Values.podSecurityContext.runAsUser }}
+runAsGroup: {{ .Values.podSecurityContext.runAsGroup }}
+seccompProfile: { type: RuntimeDefault }
+{{- end }}
+
+{{/* Variables. The queue's tools copy parts to TMPDIR, and there is one place to write. */}}
+{{- define "flagtap.env" -}}
+- name: TMPDIR
+  value: /data
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "flagtap.volumeMounts" -}}
+- name: flagtap-config
+  mountPath: /etc/flagtap
+  readOnly: true
+- name: flagtap-data
+  mountPath: /data
+{{- if include "flagtap.secretName" . }}
+- name: flagtap-secrets
+  mountPath: /run/secrets/flagtap
+  readOnly: true
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes but for the data's; "config" is the ConfigMap's name, "secret" the Secret's. */}}
+{{- define "flagtap.volumes" -}}
+- name: flagtap-config
+  configMap:
+    name: {{ .config }}
+{{- with .secret }}
+- name: flagtap-secrets
+  secret:
+    secretName: {{ . }}
+{{- end }}
+{{- with .root.Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Changes when the pods must restart. */}}
+{{- define "flagtap.checksums" -}}
+{{- if eq .root.Values.configChange "restart" }}
+flagtap.dev/config-checksum: {{ .config | sha256sum }}
+{{- end }}
+{{- if .root.Values.secrets }}
+flagtap.dev/secrets-checksum: {{ toJson .root.Values.secrets | sha256sum }}
+{{- end }}
+{{- end }}

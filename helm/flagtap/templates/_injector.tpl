@@ -1,0 +1,34 @@
+{{/* Cluster-wide, so that two releases of one name in two namespaces do not share it. */}}
+{{- define "flagtap.injector.webhookName" -}}
+{{ printf "%s-injector-%s" (include "flagtap.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The injector's template, docs/injector.md: the sidecar as other charts get it, but for where its files come from. */}}
+{{- define "flagtap.injector.template" -}}
+{{- $container := fromYaml (include "flagtap.sidecar.spec" .) }}
+{{- with $container.envFrom }}
+{{- /* The Secret of the pod's own namespace, if it has one. */}}
+{{- $_ := set (index . 0).secretRef "optional" true }}
+{{- end }}
+url: http://127.0.0.1:8030
+container:
+  {{- toYaml $container | nindent 2 }}
+volumes:
+  - name: flagtap-config
+    downwardAPI:
+      items:
+        - path: config.yaml
+          fieldRef: { fieldPath: "metadata.annotations['flagtap.dev/config']" }
+  {{- with include "flagtap.secretName" . }}
+  - name: flagtap-secrets
+    secret: { secretName: {{ . }}, optional: true }
+  {{- end }}
+  {{- with .Values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- include "flagtap.sidecar.dataVolume" . | nindent 2 }}
+annotations:
+  flagtap.dev/config: |
+    {{- include "flagtap.sidecar.configuration" . | nindent 4 }}
+terminationGracePeriodSeconds: {{ include "flagtap.sidecar.gracePeriodSeconds" . }}
+{{- end }}

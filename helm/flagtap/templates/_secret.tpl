@@ -1,0 +1,12 @@
+{{- define "flagtap.secret" -}}
+apiVersion: v1
+kind: Secret
+metadata:
+  name: {{ include "flagtap.fullname" . }}
+  labels: {{- include "flagtap.labels" . | nindent 4 }}
+type: Opaque
+data:
+  {{- range $name, $value := .Values.secrets }}
+  {{ $name }}: {{ $value | toString | b64enc }}
+  {{- end }}
+{{- end }}

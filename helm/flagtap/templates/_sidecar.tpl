@@ -1,0 +1,108 @@
+{{/*
+The sidecar, for the pod specs of other charts. Each takes this chart's own context, which a chart that depends on it has
+as .Subcharts.flagtap:
+
+  metadata:
+    annotations: {{- include "flagtap.sidecar.annotations" .Subcharts.flagtap | nindent 8 }}
+  spec:
+    terminationGracePeriodSeconds: {{ include "flagtap.sidecar.gracePeriodSeconds" .Subcharts.flagtap }}
+    initContainers: {{- include "flagtap.sidecar.container" .Subcharts.flagtap | nindent 8 }}
+    volumes: {{- include "flagtap.sidecar.volumes" .Subcharts.flagtap | nindent 8 }}
+
+With `sidecar.native: false` the container goes below `containers`. "flagtap.sidecar.config" makes the ConfigMap, and the
+Secret if there are `secrets`, and is included once, in a file of its own.
+*/}}
+
+{{/* One item of `initContainers` (native) or `containers`. */}}
+{{- define "flagtap.sidecar.container" -}}
+- {{ include "flagtap.sidecar.spec" . | nindent 2 | trim }}
+{{- end }}
+
+{{- define "flagtap.sidecar.spec" -}}
+name: flagtap
+{{ include "flagtap.container" . }}
+{{- if .Values.sidecar.native }}
+# Kubernetes starts it before the application and ends it after.
+restartPolicy: Always
+{{- end }}
+args: [serve, --config, /etc/flagtap/config.yaml]
+env:
+  {{- include "flagtap.env" . | nindent 2 }}
+{{- with include "flagtap.secretName" . }}
+envFrom:
+  - secretRef: { name: {{ . }} }
+{{- end }}
+ports:
+  - { name: flagtap, containerPort: 8030 }
+  - { name: flagtap-metrics, containerPort: 8031 }
+# The application starts when the relay listens. Its readiness is not the relay's business.
+startupProbe:
+  httpGet: { path: /readyz, port: flagtap-metrics }
+  periodSeconds: 1
+  failureThreshold: 60
+livenessProbe:
+  httpGet: { path: /livez, port: flagtap-metrics }
+  periodSeconds: 10
+  failureThreshold: 6
+{{- if not .Values.sidecar.native }}
+lifecycle:
+  # TERM comes to all containers at once: it is kept back until the application has flushed and ended.
+  preStop:
+    exec: { command: [/flagtap, wait, {{ .Values.sidecar.applicationSeconds }}s] }
+{{- end }}
+resources: {{- toYaml .Values.sidecar.resources | nindent 2 }}
+securityContext: {{- include "flagtap.securityContext" . | nindent 2 }}
+volumeMounts:
+  {{- include "flagtap.volumeMounts" . | nindent 2 }}
+{{- end }}
+
+{{/* Items of `volumes`. */}}
+{{- define "flagtap.sidecar.volumes" -}}
+{{ include "flagtap.volumes" (dict "root" . "config" (include "flagtap.sidecar.name" .) "secret" (include "flagtap.secretName" .)) }}
+{{ include "flagtap.sidecar.dataVolume" . }}
+{{- end }}
+
+{{- define "flagtap.sidecar.dataVolume" -}}
+- name: flagtap-data
+  {{- with .Values.sidecar.dataVolume }}
+  {{- toYaml . | nindent 2 }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ .Values.sidecar.dataSize }}
+  {{- end }}
+{{- end }}
+
+{{/* Annotations of the pod: a changed configuration restarts it unless it is reloaded. */}}
+{{- define "flagtap.sidecar.annotations" -}}
+{{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.sidecar.configuration" .)) | trim | default "{}" }}
+{{- end }}
+
+{{/* terminationGracePeriodSeconds of the pod: the application's end, and then flagtap's. */}}
+{{- define "flagtap.sidecar.gracePeriodSeconds" -}}
+{{- add (int .Values.sidecar.applicationSeconds) (int .Values.gracePeriodSeconds) }}
+{{- end }}
+
+{{- define "flagtap.sidecar.name" -}}
+{{ include "flagtap.fullname" . }}-sidecar
+{{- end }}
+
+{{/* config.yaml of a sidecar: only its own pod reaches it. */}}
+{{- define "flagtap.sidecar.configuration" -}}
+{{- $base := dict "listen" "127.0.0.1:8030" "queue" (dict "max_bytes" "512MiB" "sled" (dict "path" "/data/queue")) }}
+{{- include "flagtap.config" (dict "root" . "base" $base) }}
+{{- end }}
+
+{{- define "flagtap.sidecar.config" -}}
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ include "flagtap.sidecar.name" . }}
+  labels: {{- include "flagtap.labels" . | nindent 4 }}
+data:
+  config.yaml: |
+    {{- include "flagtap.sidecar.configuration" . | nindent 4 }}
+{{- if and .Values.secrets (eq .Values.mode "none") }}
+---
+{{ include "flagtap.secret" . }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,89 @@
+"""docs/kubernetes.md: what it shows works, and is what the chart renders."""
+import re
+import subprocess
+import tempfile
+import unittest
+
+import kubernetes_validate
+import yaml
+
+import support
+from support import CHART, EXAMPLE, FLAGTAP, HELM, ROOT, flagtap_containers
+from test_renders import VERSIONS
+
+
+def setUpModule():
+    support.need(*HELM.values(), FLAGTAP)
+
+
+def blocks():
+    return re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.DOTALL)
+
+
+class Page(unittest.TestCase):
+    def written_out(self):
+        """Returns the objects of the section for those without Helm."""
+        block = next(each for each in blocks() if each.startswith("apiVersion"))
+        return {each["kind"]: each for each in support.read_all(block)}
+
+    def test_the_sidecar_without_helm_is_valid(self):
+        objects = self.written_out()
+        for each in objects.values():
+            for version in VERSIONS:
+                with self.subTest(kind=each["kind"], kubernetes=version):
+                    kubernetes_validate.validate(each, version, strict=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(objects["ConfigMap"]["data"]["config.yaml"])
+            file.flush()
+            done = subprocess.run([FLAGTAP, "check", file.name], env={"LD_SDK_KEY": "sdk-0"}, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stdout)
+
+    def test_the_sidecar_without_helm_is_that_of_the_chart(self):
+        ours = flagtap_containers(self.written_out()["Deployment"]["spec"]["template"]["spec"])[0]
+        rendered = support.objects(EXAMPLE, EXAMPLE / "ci/native-values.yaml")
+        pod = next(each for each in rendered if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+        theirs = flagtap_containers(pod)[0]
+        # The Secret's name is the application's, and its files are not shown.
+        theirs["volumeMounts"] = [each for each in theirs["volumeMounts"] if each["name"] != "flagtap-secrets"]
+        theirs["envFrom"] = [{"secretRef": {"name": "flagtap"}}]
+        del theirs["imagePullPolicy"]
+        self.assertEqual(ours, theirs)
+        config = yaml.safe_load(self.written_out()["ConfigMap"]["data"]["config.yaml"])
+        chart = yaml.safe_load(dict(support.configurations())["application-native"])
+        # What the chart says although it is the default.
+        self.assertEqual(config | {"telemetry": "0.0.0.0:8031"}, chart)
+        self.assertEqual(self.written_out()["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
+                         pod["terminationGracePeriodSeconds"])
+
+    def test_the_sidecar_takes_ten_lines_and_they_are_those_of_the_example(self):
+        block = next(each for each in blocks() if "include" in each)
+        self.assertLessEqual(len(block.splitlines()), 10)
+        example = (EXAMPLE / "templates/deployment.yaml").read_text()
+        for call in re.findall(r"include \"[^\"]*\" \S+", block):
+            self.assertIn(call, example)
+
+    def test_every_piece_of_values_is_taken(self):
+        pieces = [yaml.safe_load(each) for each in blocks() if "include" not in each and not each.startswith("apiVersion")]
+        values = [each for each in pieces if set(each) <= set(yaml.safe_load((CHART / "values.yaml").read_text()))]
+        # Not values: the injector's annotations, and a piece of `config`.
+        self.assertEqual(len(pieces) - len(values), 2)
+        self.assertGreaterEqual(len(values), 3)
+        for each in values:
+            with self.subTest(each), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                yaml.safe_dump(each, file)
+                file.flush()
+                text = support.helm("4", "template", CHART, "--values", CHART / "ci/statefulset-values.yaml", "--values", file.name)
+                for rendered in support.read_all(text):
+                    kubernetes_validate.validate(rendered, VERSIONS[0], strict=True)
+
+    def test_the_readme_of_the_chart_shows_values_that_are_taken(self):
+        block = re.search(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL).group(1)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(block)
+            file.flush()
+            for line in HELM:
+                support.helm(line, "lint", CHART, "--strict", "--values", file.name)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,155 @@
+"""Rendered pods: restricted, and in agreement with what the binary does."""
+import re
+import unittest
+
+import yaml
+
+import support
+from support import CHART, HELM, flagtap_containers, pods
+
+
+def setUpModule():
+    support.need(*HELM.values())
+
+
+# The volumes that the standard allows.
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+
+def violations(spec):
+    """Returns what of a pod the Pod Security Standard *restricted* forbids.
+
+    Source: the table of Kubernetes' own page on Pod Security Standards; the baseline's rows are part of it.
+    """
+    found = []
+    pod = spec.get("securityContext", {})
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(field):
+            found.append(field)
+    for volume in spec.get("volumes", []):
+        found += [f"volume {volume['name']} of {kind}" for kind in volume if kind != "name" and kind not in VOLUMES]
+    if pod.get("sysctls") or pod.get("seLinuxOptions") or pod.get("windowsOptions"):
+        found.append("sysctls, seLinuxOptions or windowsOptions")
+    for container in spec.get("initContainers", []) + spec["containers"]:
+        name, own = container["name"], container.get("securityContext", {})
+        if own.get("privileged") or own.get("procMount", "Default") != "Default" or own.get("seLinuxOptions"):
+            found.append(f"{name}: privileged, procMount or seLinuxOptions")
+        if own.get("allowPrivilegeEscalation") is not False:
+            found.append(f"{name}: allowPrivilegeEscalation")
+        if "ALL" not in own.get("capabilities", {}).get("drop", []):
+            found.append(f"{name}: capabilities are not dropped")
+        if set(own.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"}:
+            found.append(f"{name}: capabilities are added")
+        if own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True:
+            found.append(f"{name}: runAsNonRoot")
+        if own.get("runAsUser", pod.get("runAsUser", 1)) == 0:
+            found.append(f"{name}: runAsUser")
+        if own.get("seccompProfile", pod.get("seccompProfile", {})).get("type") not in ("RuntimeDefault", "Localhost"):
+            found.append(f"{name}: seccompProfile")
+        if any(port.get("hostPort") for port in container.get("ports", [])):
+            found.append(f"{name}: hostPort")
+    return found
+
+
+class Restricted(unittest.TestCase):
+    def test_every_pod_satisfies_the_restricted_standard(self):
+        seen = 0
+        for case, name, spec, _ in pods():
+            with self.subTest(case, pod=name):
+                self.assertEqual(violations(spec), [])
+                seen += 1
+        self.assertGreater(seen, 10)
+
+    def test_a_sidecar_satisfies_it_by_itself(self):
+        for case, name, spec, _ in pods():
+            with self.subTest(case, pod=name):
+                alone = {"containers": flagtap_containers(spec) or spec["containers"]}
+                self.assertEqual(violations(alone), [])
+
+    def test_a_pod_that_does_not_is_noticed(self):
+        bad = {"hostNetwork": True, "volumes": [{"name": "host", "hostPath": {"path": "/"}}], "containers": [{"name": "a"}]}
+        self.assertEqual(len(violations(bad)), 6)
+
+    def test_nothing_is_written_but_to_data(self):
+        for case, name, spec, _ in pods():
+            for container in flagtap_containers(spec):
+                with self.subTest(case, pod=name):
+                    self.assertTrue(container["securityContext"]["readOnlyRootFilesystem"])
+                    writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+                    self.assertEqual(writable, ["/data"])
+                    self.assertIn({"name": "TMPDIR", "value": "/data"}, container["env"])
+                    given = {volume["name"] for volume in spec.get("volumes", [])} | {"flagtap-data"}
+                    self.assertEqual({mount["name"] for mount in container["volumeMounts"]} - given, set())
+
+
+class Life(unittest.TestCase):
+    def seconds(self, text):
+        return int(re.fullmatch(r"(\d+)s", text).group(1))
+
+    def test_the_pod_ends_after_flagtap(self):
+        seen = 0
+        for case, chart, values in support.cases():
+            configs = [yaml.safe_load(text) for name, text in support.configurations() if name == case]
+            for of, name, spec, _ in pods():
+                serving = [each for each in flagtap_containers(spec) if each["args"][0] == "serve"]
+                if of != case or not serving:
+                    continue
+                wait = 0
+                for hook in [each["lifecycle"]["preStop"]["exec"]["command"] for each in serving if "lifecycle" in each]:
+                    self.assertEqual(hook[:2], ["/flagtap", "wait"])
+                    wait = self.seconds(hook[2])
+                grace = max(self.seconds(config["shutdown"]["grace"]) for config in configs)
+                with self.subTest(case, pod=name):
+                    self.assertGreaterEqual(spec["terminationGracePeriodSeconds"], wait + grace + 5)
+                    seen += 1
+        self.assertGreater(seen, 8)
+
+    def test_probes_and_services_go_to_ports_that_are_there(self):
+        for case, name, spec, _ in pods():
+            for container in spec.get("initContainers", []) + spec["containers"]:
+                ports = {port["name"] for port in container.get("ports", [])}
+                probes = [container[probe] for probe in ("startupProbe", "readinessProbe", "livenessProbe") if probe in container]
+                with self.subTest(case, pod=name):
+                    self.assertEqual({probe["httpGet"]["port"] for probe in probes} - ports, set())
+
+    def test_a_sidecar_is_reached_from_its_pod_alone_and_does_not_decide_its_readiness(self):
+        for case, name, spec, _ in pods():
+            for container in flagtap_containers(spec):
+                if container.get("restartPolicy") == "Always" or "lifecycle" in container:
+                    with self.subTest(case, pod=name):
+                        self.assertNotIn("readinessProbe", container)
+        listens = {yaml.safe_load(text)["listen"] for case, text in support.configurations()
+                   if case.startswith("application") or case in ("injector", "injector-self-signed")}
+        self.assertEqual(listens, {"127.0.0.1:8030"})
+
+    def test_a_changed_configuration_restarts_or_does_not_as_chosen(self):
+        def annotations(*settings):
+            given = [word for setting in settings for word in ("--set-json", setting)]
+            values = CHART / "ci/statefulset-values.yaml"
+            text = support.helm("4", "template", CHART, "--values", values, *given)
+            workload = next(each for each in support.read_all(text) if each["kind"] == "StatefulSet")
+            return workload["spec"]["template"]["metadata"]["annotations"] or {}
+
+        self.assertNotEqual(annotations(), annotations('config.queue={"max_age":"1d"}'))
+        reload = 'configChange="reload"'
+        self.assertEqual(annotations(reload), annotations(reload, 'config.queue={"max_age":"1d"}'))
+        secret = ('existingSecret=""', 'secrets={"LD_SDK_KEY":"%s"}')
+        self.assertNotEqual(annotations(reload, secret[0], secret[1] % "a"), annotations(reload, secret[0], secret[1] % "b"))
+
+    def test_a_drain_takes_the_volume_of_its_replica(self):
+        case = CHART / "ci/drain-values.yaml"
+        rendered = support.objects(CHART, case)
+        workload = next(each for each in rendered if each["kind"] == "StatefulSet")
+        claim = workload["spec"]["volumeClaimTemplates"][0]["metadata"]["name"]
+        for job in [each for each in rendered if each["kind"] == "Job"]:
+            ordinal = job["metadata"]["name"].rsplit("-", 1)[1]
+            volumes = job["spec"]["template"]["spec"]["volumes"]
+            claims = [each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each]
+            self.assertEqual(claims, [f"{claim}-{workload['metadata']['name']}-{ordinal}"])
+            # Services must not send to it.
+            labels = job["spec"]["template"]["metadata"]["labels"]
+            self.assertNotEqual(labels["app.kubernetes.io/component"], "gateway")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,93 @@
+"""Alerts and dashboard: they parse, fire when they should, use metrics that exist, and lead to a page that helps."""
+import json
+import re
+import tempfile
+import unittest
+
+import yaml
+
+import support
+from support import CHART, FLAGTAP, HERE, PROMTOOL, ROOT, run
+
+# The kubelet's own.
+FOREIGN = {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
+
+
+def setUpModule():
+    support.need(PROMTOOL, FLAGTAP)
+
+
+def named(expression):
+    """Returns the metrics that an expression names, those of a regular expression of names included."""
+    names = set(re.findall(r"\b(?:flagtap|kubelet)_[a-z_]+", re.sub(r"__name__=~?\"[^\"]*\"", "", expression)))
+    for pattern in re.findall(r"__name__=~?\"([^\"]*)\"", expression):
+        head, alternatives, tail = re.fullmatch(r"([a-z_]*)(?:\(([a-z_|]*)\))?([a-z_]*)", pattern).groups()
+        names |= {f"{head}{each}{tail}" for each in (alternatives or "").split("|")}
+    return names
+
+
+class Alerts(unittest.TestCase):
+    def setUp(self):
+        self.rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"][0]["rules"]
+
+    def test_every_alert_fires_in_its_example_and_none_in_good_health(self):
+        run(PROMTOOL, "test", "rules", HERE / "alerts-test.yaml")
+        examples = yaml.safe_load((HERE / "alerts-test.yaml").read_text())["tests"]
+        fires = {test["alertname"] for each in examples for test in each["alert_rule_test"] if test["exp_alerts"]}
+        quiet = {test["alertname"] for test in examples[0]["alert_rule_test"]}
+        self.assertEqual(fires, {rule["alert"] for rule in self.rules})
+        self.assertEqual(quiet, fires)
+
+    def test_the_rendered_rules_are_rules(self):
+        for each in support.objects(CHART, CHART / "ci/everything-values.yaml"):
+            if each["kind"] == "PrometheusRule":
+                with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                    yaml.safe_dump(each["spec"], file)
+                    file.flush()
+                    self.assertIn(f"{len(self.rules)} rules found", run(PROMTOOL, "check", "rules", file.name))
+                # The claims are named by the release.
+                claims = [claim for rule in each["spec"]["groups"][0]["rules"] for claim in re.findall(r"flagtap-data-[a-z-]+", rule["expr"])]
+                self.assertEqual(set(claims), {"flagtap-data-relay-"})
+                return
+        self.fail("no PrometheusRule")
+
+    def test_every_metric_exists(self):
+        known = support.metrics() | FOREIGN
+        for rule in self.rules:
+            with self.subTest(rule["alert"]):
+                self.assertTrue(named(rule["expr"]))
+                self.assertEqual(named(rule["expr"]) - known, set())
+        self.assertEqual(named('sum({__name__=~"flagtap_(a|b)_total"}) + flagtap_c'), {"flagtap_a_total", "flagtap_b_total", "flagtap_c"})
+
+    def test_every_alert_has_its_section(self):
+        text = (ROOT / "docs/operations.md").read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        for rule in self.rules:
+            page, anchor = rule["annotations"]["runbook_url"].split("#")
+            with self.subTest(rule["alert"]):
+                self.assertTrue(page.endswith("/docs/operations.md"))
+                self.assertIn(anchor, anchors)
+                self.assertTrue(f"| `{rule['alert']}` | [" in text and f"(#{anchor})" in text, "the table lacks the alert")
+
+
+class Dashboard(unittest.TestCase):
+    def test_every_metric_of_the_dashboard_exists(self):
+        dashboard = json.loads((CHART / "files/dashboard.json").read_text())
+        known = support.metrics()
+        expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        self.assertGreater(len(expressions), 12)
+        for expression in expressions:
+            with self.subTest(expression):
+                self.assertTrue(named(expression))
+                self.assertEqual(named(expression) - known, set())
+        plain = [each.replace("$__rate_interval", "5m") for each in expressions]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            rules = [{"record": f"panel:{number}", "expr": each} for number, each in enumerate(plain)]
+            yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}, file)
+            file.flush()
+            run(PROMTOOL, "check", "rules", file.name)
+
+
+if __name__ == "__main__":
+    unittest.main()

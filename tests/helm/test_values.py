@@ -1,0 +1,180 @@
+"""Values: explained, tried, generated from, and refused where they are wrong."""
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+import jsonschema
+import yaml
+
+import support
+from chart import Chart, printed_by
+from support import CHART, EXAMPLE, FLAGTAP, HELM, ROOT, refused
+
+CURRENT = "is not current: run `make chart`"
+
+
+def setUpModule():
+    support.need(*HELM.values(), FLAGTAP)
+
+
+def found(values, path):
+    """Returns the value at a path as a list of one, or an empty list."""
+    for key in path.split("."):
+        if not isinstance(values, dict) or key not in values:
+            return []
+        values = values[key]
+    return [values]
+
+
+class Values(unittest.TestCase):
+    def setUp(self):
+        self.chart = Chart()
+
+    def given(self):
+        """Returns the values of every file of the matrix, as flagtap's chart gets them."""
+        for _, chart, path in support.cases():
+            values = yaml.safe_load(path.read_text()) or {}
+            if chart == EXAMPLE:
+                own = yaml.safe_load((EXAMPLE / "values.yaml").read_text())["flagtap"]
+                yield {**own, **values.get("flagtap", {})}
+            else:
+                yield values
+
+    def test_every_value_is_explained(self):
+        for value in self.chart.leaves():
+            with self.subTest(value.path):
+                self.assertIsNotNone(value.comment, f"{value.path} has no comment that begins with `# -- `")
+                self.assertGreater(len(value.meaning), 10)
+
+    def test_every_value_is_tried_with_another_than_its_default(self):
+        everything = list(self.given())
+        for value in self.chart.leaves():
+            tried = [each for values in everything for each in found(values, value.path)]
+            with self.subTest(value.path):
+                self.assertTrue(any(each != value.default for each in tried), f"no file of ci/ sets {value.path}")
+                for choice in value.choices or []:
+                    self.assertIn(choice, [*tried, value.default], f"no file of ci/ sets {value.path} to {choice}")
+
+    def test_no_comment_is_taken_for_a_value_that_it_does_not_stand_above(self):
+        values = Chart("# -- first\na: 1\nb: 2\n# -- third\n\nc: 3\n# prose\n# -- fourth,\n# still\nd: { e: {} }\n").values
+        self.assertEqual([each.comment for each in values], ["first", None, None, "fourth, still"])
+
+    def test_the_generated_files_are_current(self):
+        readme = (CHART / "README.md").read_text()
+        self.assertEqual(readme, self.chart.readme(readme), f"helm/flagtap/README.md {CURRENT}")
+        schema = (CHART / "values.schema.json").read_text()
+        self.assertEqual(schema, self.chart.schema(printed_by(FLAGTAP)), f"helm/flagtap/values.schema.json {CURRENT}")
+
+    def test_wrong_values_are_refused_with_their_names(self):
+        for setting, said in [
+            ("replicaCount=3", "replicaCount"),
+            ("replicas=\"3\"", "replicas"),
+            ("mode=\"daemonset\"", "mode"),
+            ("config.queue.max_byte=\"1GiB\"", "max_byte"),
+            ("config.queue.max_bytes=5", "max_bytes"),
+            ("config.destinations=[{\"name\":\"a\",\"kinesis\":{\"region\":\"x\",\"stream\":\"y\"}}]", "stream"),
+            ("config.destinations=[{\"name\":\"a\"}]", "destinations/0"),
+            ("secrets={\"NOT-A-NAME\":\"x\"}", "NOT-A-NAME"),
+        ]:
+            with self.subTest(setting):
+                self.assertIn(said, refused(setting))
+
+    def test_combinations_that_cannot_work_are_refused_with_the_remedy(self):
+        for settings, said in [
+            (["config.environments=[]"], "say whose events are exported"),
+            (["config.shutdown={\"grace\":\"1m\"}"], "gracePeriodSeconds"),
+            (["config.telemetry=\"0.0.0.0:9000\""], "probes, Services"),
+            (["config.listen=\"0.0.0.0:9000\""], "service.port"),
+            (["gracePeriodSeconds=5"], "no time to deliver"),
+            (["secrets={\"A\":\"b\"}"], "keep one"),
+            (["drainOrphans.ordinals=[1]"], "replica 1 runs"),
+            (["mode=\"deployment\"", "drainOrphans.ordinals=[3]"], "only its replicas leave volumes"),
+            (["serviceAccount.create=false"], "serviceAccount.name is needed"),
+            (["ingress.enabled=true"], "ingress.hosts is empty"),
+            (["httpRoute.enabled=true"], "httpRoute.parentRefs is empty"),
+        ]:
+            with self.subTest(settings):
+                self.assertIn(said, refused(*settings))
+
+
+class Secrets(unittest.TestCase):
+    def test_a_written_secret_is_refused_wherever_the_configuration_takes_one(self):
+        sdk = 'config.environments=[{"name":"a","destinations":["b"],"credentials":{"%s":["%s"]}}]'
+        segment = 'config.destinations=[{"name":"a","segment":{"write_key":"%s"}}]'
+        webhook = 'config.destinations=[{"name":"a","webhook":{"url":"https://x","headers":{"authorization":"%s"}}}]'
+        for form in [sdk.replace("%s", "sdk_keys", 1), sdk.replace("%s", "mobile_keys", 1), segment, webhook,
+                     'config.admin={"token":"%s"}']:
+            with self.subTest(form):
+                self.assertIn("does not match pattern", refused(form % "in-plain-text"))
+
+    def test_no_secret_is_rendered_but_into_a_secret(self):
+        secrets = {"sdk-from-values", "from-values"}
+        for case, chart, values in support.cases():
+            for each in support.objects(chart, values):
+                if each["kind"] != "Secret":
+                    with self.subTest(case, kind=each["kind"]):
+                        self.assertFalse(any(secret in json.dumps(each) for secret in secrets))
+
+
+class Configuration(unittest.TestCase):
+    """The configurations that are rendered, and the schema that the binary prints."""
+
+    def setUp(self):
+        self.schema = json.loads(support.printed("schema"))
+        self.validator = jsonschema.Draft7Validator(self.schema)
+
+    def check(self, text):
+        """Runs `flagtap check` on a text, with a value for every variable and with the files that it names."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("/run/secrets/flagtap/sdk-keys", "/etc/flagtap-tls/tls.crt", "/etc/flagtap-tls/tls.key"):
+                there = pathlib.Path(folder, pathlib.Path(name).name)
+                there.write_text("sdk-0\n")
+                text = text.replace(name, str(there))
+            file = pathlib.Path(folder, "config.yaml")
+            file.write_text(text)
+            environment = {name: f"secret-{name}" for name in re.findall(r"\$\{(\w+)\}", text)}
+            environment |= {"UPSTREAM_URL": "http://127.0.0.1:9"}
+            return subprocess.run([FLAGTAP, "check", file], capture_output=True, text=True, env=environment)
+
+    def test_every_rendered_configuration_is_taken_by_the_binary(self):
+        texts = list(support.configurations())
+        self.assertGreater(len(texts), 8)
+        for case, text in texts:
+            with self.subTest(case):
+                done = self.check(text)
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                self.validator.validate(yaml.safe_load(text))
+
+    def test_the_example_and_all_defaults_are_valid(self):
+        example = yaml.safe_load((ROOT / "config.example.yaml").read_text())
+        self.validator.validate(example)
+        checked = 0
+        stack = [self.schema]
+        while stack:
+            schema = stack.pop()
+            if isinstance(schema, dict):
+                if "default" in schema and "type" in schema and isinstance(schema["type"], (str, list)):
+                    jsonschema.Draft7Validator(schema).validate(schema["default"])
+                    checked += 1
+                stack += schema.values()
+            elif isinstance(schema, list):
+                stack += schema
+        self.assertGreater(checked, 80)
+
+    def test_the_schema_is_one_and_describes_every_key(self):
+        jsonschema.Draft7Validator.check_schema(self.schema)
+        self.assertEqual(self.schema["properties"]["queue"]["properties"]["max_bytes"]["default"], "1GiB")
+        self.assertIn("space", self.schema["properties"]["queue"]["properties"]["max_bytes"]["description"])
+
+    def test_broken_files_are_refused_where_the_schema_can_know(self):
+        for name in ("unknown-keys", "wrong-types", "units-missing"):
+            with self.subTest(name):
+                errors = list(self.validator.iter_errors(yaml.safe_load((ROOT / f"tests/config/{name}.yaml").read_text())))
+                self.assertTrue(errors)
+
+
+if __name__ == "__main__":
+    unittest.main()
