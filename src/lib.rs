@@ -31,6 +31,7 @@ pub mod export;
 pub mod glob;
 pub mod inflate;
 pub mod metrics;
+pub mod overrides;
 pub mod platform;
 pub mod problems;
 pub mod proxy;

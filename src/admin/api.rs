@@ -8,6 +8,8 @@
 //! POST /api/dead-letters/discard   the same
 //! ```
 //!
+//! Export settings are in [`settings`].
+//!
 //! Every error is JSON with a remedy. No web page can use the port, not even from the browser of somebody who may: a
 //! request with an `Origin` is refused, and so is a `Host` that somebody else's DNS could have led here.
 
@@ -16,19 +18,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::answer::{Refusal, answer, parameters};
 use super::letters::{Filter, Shown};
+use super::settings::{self, Exports};
 use super::settle::{self, Action, SettleError, settle};
 use crate::queue::{DeadLetter, Queue, now_ms};
 use crate::secret::Secret;
@@ -37,7 +40,7 @@ use crate::secret::Secret;
 const MAX_BODY: usize = 64 * 1024;
 
 /// For a request's body.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Letters in one answer: without a wish, and at the most.
 const LISTED: (usize, usize) = (100, 1000);
@@ -57,15 +60,10 @@ pub struct Api {
     pub queue: Arc<dyn Queue>,
     /// Returns the status document.
     pub status: Box<dyn Fn() -> Value + Send + Sync>,
-    /// One change at a time.
+    /// One change of dead letters at a time.
     pub changing: Semaphore,
-}
-
-/// An answer that says what is wrong and what would be right.
-struct Refusal {
-    status: StatusCode,
-    error: String,
-    remedy: &'static str,
+    /// The export settings.
+    pub exports: Arc<dyn Exports>,
 }
 
 /// Returns what the admin port serves.
@@ -76,6 +74,7 @@ pub fn routes(api: Arc<Api>) -> Router {
         .route("/api/dead-letters", get(list))
         .route("/api/dead-letters/replay", post(replay))
         .route("/api/dead-letters/discard", post(discard))
+        .merge(settings::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(guarded)
@@ -258,19 +257,14 @@ async fn read(request: Request) -> Result<settle::Request, Refusal> {
 fn asked(query: &str) -> Result<(Filter, usize, bool), Refusal> {
     let (mut limit, mut with_events) = (LISTED.0, false);
     let mut filter = Map::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = value.replace('+', " ");
-        let value = percent_decode_str(&value)
-            .decode_utf8()
-            .map_err(|_| wrong_filter("a value is not UTF-8"))?;
-        match name {
+    for (name, value) in parameters(query).ok_or_else(|| wrong_filter("a value is not UTF-8"))? {
+        match name.as_str() {
             "limit" => {
                 let number: Result<usize, _> = value.parse();
                 limit = number.map_err(|_| wrong_filter("`limit` is no number"))?.min(LISTED.1);
             }
             "events" => with_events = value == "true",
-            _ => drop(filter.insert(name.to_owned(), Value::String(value.into_owned()))),
+            _ => drop(filter.insert(name, Value::String(value))),
         }
     }
     let filter = serde_json::from_value(Value::Object(filter)).map_err(|error| wrong_filter(error.to_string()))?;
@@ -281,7 +275,7 @@ async fn unknown() -> Refusal {
     Refusal {
         status: StatusCode::NOT_FOUND,
         error: "there is no such path".to_owned(),
-        remedy: "use /api/status, /api/dead-letters, /api/dead-letters/replay or /api/dead-letters/discard",
+        remedy: "use /api/status, /api/dead-letters, /api/environments or /api/settings/changes, or what is below them",
     }
 }
 
@@ -289,7 +283,7 @@ async fn wrong_method() -> Refusal {
     Refusal {
         status: StatusCode::METHOD_NOT_ALLOWED,
         error: "the path does not take this method".to_owned(),
-        remedy: "look with GET, change with POST",
+        remedy: "look with GET; dead letters are changed with POST, settings with PUT and DELETE",
     }
 }
 
@@ -309,27 +303,6 @@ fn unavailable(error: &dyn std::error::Error) -> Refusal {
     }
 }
 
-fn answer(status: StatusCode, value: &Value) -> Response {
-    let text = serde_json::to_string_pretty(value).unwrap_or_default() + "\n";
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (status, headers, Body::from(text)).into_response()
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut response = answer(self.status, &json!({ "error": self.error, "remedy": self.remedy }));
-        if self.status == StatusCode::UNAUTHORIZED {
-            let scheme = header::HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
-        }
-        response
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,6 +317,7 @@ mod tests {
             queue: Arc::new(MemoryQueue::start(Settings::default(), &[], Arc::new(|| 1))),
             status: Box::new(|| json!({})),
             changing: Semaphore::new(1),
+            exports: Arc::new(settings::Nobody),
         }
     }
 

@@ -3,8 +3,10 @@
 //! Owns how they are served: few connections, small heads, no patience with slow ones. What they answer is in
 //! [`telemetry`] and [`api`]. Neither is in the way of traffic.
 
+mod answer;
 pub mod api;
 pub mod letters;
+pub mod settings;
 pub mod settle;
 pub mod telemetry;
 

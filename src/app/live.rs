@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::app::drains::{Drains, Spec};
+use crate::app::exports::Kept;
 use crate::app::flags::Flags;
 use crate::app::plan::{Plan, names};
 use crate::app::relay::policy;
@@ -54,8 +55,10 @@ pub(super) struct Live {
 /// What is in force, for whoever looks.
 #[derive(Clone)]
 pub(super) struct Shown {
-    /// The configuration, with what cannot change at run time as it was at the start.
+    /// The configuration as the file says, with what cannot change at run time as it was at the start.
     pub(super) config: Arc<Config>,
+    /// What was changed at run time.
+    pub(super) kept: Kept,
     /// Every configured destination, in the order of the configuration.
     pub(super) deliveries: Vec<Delivery>,
     /// When this configuration came into force.
@@ -76,7 +79,7 @@ pub(super) struct Delivery {
 
 impl Live {
     /// Puts the configuration of the start in force: its policy is in the tee already, its cursors in the queue.
-    pub(super) async fn start(parts: Parts, config: Config) -> Self {
+    pub(super) async fn start(parts: Parts, config: Config, kept: Kept) -> Self {
         show_from_the_start(&config, &parts.metrics);
         let mut drains = Drains::new(Arc::clone(&parts.queue), Arc::clone(&parts.metrics));
         for destination in config.destinations.iter().filter(|destination| !destination.paused) {
@@ -84,6 +87,7 @@ impl Live {
         }
         let shown = Shown {
             deliveries: deliveries(&config, &drains),
+            kept,
             config: Arc::new(config),
             since: SystemTime::now(),
             restart: Vec::new(),
@@ -141,9 +145,35 @@ impl Live {
         }
         let (started, ended) = (plan.start.join(", "), plan.stop.join(", "));
         self.carry_out(plan, drains).await;
-        info!(file, started, ended, "configuration reloaded");
+        let shown = self.shown();
+        let overridden = shown.kept.holding(&shown.config).join(", ");
+        info!(file, started, ended, overridden, "configuration reloaded");
         self.count("applied");
         true
+    }
+
+    /// Returns the turn to change something; nothing once the process ends.
+    pub(super) async fn turn(&self) -> Option<impl Sized> {
+        let turn = self.drains.lock().await;
+        turn.is_some().then_some(turn)
+    }
+
+    /// Returns why the queue is not available, if it is not.
+    pub(super) fn unavailable(&self) -> Option<String> {
+        self.parts.queue.stats().unavailable
+    }
+
+    /// Puts what was changed at run time in force. For whoever has the turn.
+    pub(super) fn adopt(&self, kept: Kept) {
+        let shown = self.shown();
+        let Parts {
+            tee, flags, metrics, ..
+        } = &self.parts;
+        tee.adopt(policy(&kept.over(&shown.config), flags, metrics));
+        self.shown.store(Arc::new(Shown {
+            kept,
+            ..Shown::clone(&shown)
+        }));
     }
 
     /// Ends whatever could change, and returns the drains; nothing if they were taken before.
@@ -188,7 +218,9 @@ impl Live {
                 parts.metrics.gauge(&DESTINATION_PAUSED, &[&left.name]).set(0.0);
             }
         }
-        parts.tee.adopt(policy(&config, &parts.flags, &parts.metrics));
+        let kept = self.shown().kept.clone();
+        let in_force = kept.over(&config);
+        parts.tee.adopt(policy(&in_force, &parts.flags, &parts.metrics));
         for name in &stop {
             drains.end(name);
         }
@@ -205,6 +237,7 @@ impl Live {
             .set(if restart.is_empty() { 0.0 } else { 1.0 });
         self.shown.store(Arc::new(Shown {
             deliveries: deliveries(&config, drains),
+            kept,
             config: Arc::new(config),
             since: SystemTime::now(),
             restart,

@@ -7,6 +7,7 @@
 //! it, and a second signal ends it at once.
 
 mod drains;
+mod exports;
 mod files;
 mod flags;
 mod live;
@@ -32,6 +33,7 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::admin::api::{self, Api};
+use crate::admin::settings::Exports;
 use crate::admin::telemetry::{self, Telemetry};
 use crate::config::{self, Config, Engine};
 use crate::metrics::{BUILD_INFO, Metrics};
@@ -44,6 +46,7 @@ use crate::queue::sled::SledQueue;
 use crate::queue::{self, Queue, Stats, system_clock};
 use crate::shutdown::Shutdown;
 
+use exports::Kept;
 use flags::Flags;
 pub use live::SetLevel;
 use live::{Live, Parts};
@@ -115,6 +118,7 @@ impl App {
             .collect();
         // Before the queue: its lock keeps a second process from writing what this one reads.
         let flags = Flags::load(&config);
+        let kept = Kept::load(&config);
         let queue = Arc::new(Observed::new(
             engine(&config, &names),
             Arc::clone(&metrics),
@@ -125,7 +129,7 @@ impl App {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let tee = Arc::new(Tee::new(
-            policy(&config, &flags, &metrics),
+            policy(&kept.over(&config), &flags, &metrics),
             Arc::clone(&queue) as Arc<dyn Queue>,
             decoded_bytes(&config),
             Arc::clone(&metrics),
@@ -151,7 +155,7 @@ impl App {
             metrics: Arc::clone(&metrics),
             set_level,
         };
-        let live = Arc::new(Live::start(parts, config).await);
+        let live = Arc::new(Live::start(parts, config, kept).await);
 
         let (stop_listening, stop_helpers) = (CancellationToken::new(), CancellationToken::new());
         let (stop_keeping, stop_changing) = (CancellationToken::new(), CancellationToken::new());
@@ -185,14 +189,15 @@ impl App {
         let routes = telemetry::routes(shown);
         helpers.spawn(admin::serve(telemetry_listener, routes, stop_helpers.clone()));
         if let (Some(listener), Some(settings)) = (admin_listener, &admin_settings) {
-            let (of_status, live) = (Arc::clone(&queue), Arc::clone(&live));
+            let (of_status, shown) = (Arc::clone(&queue), Arc::clone(&live));
             let routes = api::routes(Arc::new(Api {
                 listen: settings.listen,
                 hosts: settings.hosts.clone(),
                 token: settings.token.clone(),
                 queue: Arc::clone(&queue) as Arc<dyn Queue>,
-                status: Box::new(move || status::whole(&of_status.stats(), &live.shown(), &census.counted())),
+                status: Box::new(move || status::whole(&of_status.stats(), &shown.shown(), &census.counted())),
                 changing: Semaphore::new(1),
+                exports: Arc::clone(&live) as Arc<dyn Exports>,
             }));
             helpers.spawn(admin::serve(listener, routes, stop_helpers.clone()));
         }

@@ -32,6 +32,7 @@ pub(super) fn document(stats: &Stats, shown: &Shown) -> Value {
             "in_force_since": time(shown.since),
             "refused": shown.refused.as_ref().map(|(since, problems)| json!({ "since": time(*since), "problems": problems })),
             "waits_for_restart": shown.restart,
+            "overridden": shown.kept.holding(&shown.config),
         },
         "queue": {
             "bytes": stats.bytes,

@@ -11,6 +11,7 @@ mod environments;
 mod queue;
 mod selection;
 mod traffic;
+mod written;
 
 use std::fs::File;
 use std::io::Read as _;
@@ -26,6 +27,7 @@ pub use destinations::Destination;
 pub use environments::{Credentials, Environment};
 pub use queue::{Dedupe, Engine, Queue, WhenFull};
 pub use traffic::{Limits, Listen, OnFailure, Tee, Tls, Upstream, When};
+pub use written::{document, export, yaml};
 
 /// Read no more than this of a file that may be anything; the parser then refuses it as too large.
 const MAX_FILE_BYTES: u64 = (1 << 20) + 1;
@@ -57,6 +59,8 @@ pub struct Config {
     pub destinations: Vec<Destination>,
     /// How flagtap ends.
     pub shutdown: Grace,
+    /// What may be changed without the file.
+    pub settings: RunTime,
     /// Files with secrets that it was read from, beside its own.
     pub secret_files: Vec<PathBuf>,
 }
@@ -93,6 +97,19 @@ crate::choices! {
         Text = "text",
         /// One JSON object per line.
         Json = "json",
+    }
+}
+
+/// What may be changed without the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunTime {
+    /// Export settings may be changed at the admin port, and hold over the file's.
+    pub mutable: bool,
+}
+
+impl Default for RunTime {
+    fn default() -> Self {
+        Self { mutable: true }
     }
 }
 
@@ -179,6 +196,7 @@ impl Config {
             environments: vec![Environment::lone(&archive.name)],
             destinations: vec![archive],
             shutdown: Grace::default(),
+            settings: RunTime::default(),
             secret_files: Vec::new(),
         }
     }
@@ -205,6 +223,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
     let environments = environments::read_all(root);
     let destinations = destinations::read_all(root);
     let shutdown = root.section("shutdown", read_grace).unwrap_or_default();
+    let settings = root.section("settings", read_run_time).unwrap_or_default();
     check::addresses(root, &listen, telemetry, admin.as_ref(), &upstream);
     check::sizes(root, &tee, &queue);
     check::environments(root, &environments, &destinations, &queue);
@@ -221,6 +240,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         environments: environments.into_iter().map(|read| read.value).collect::<Option<_>>()?,
         destinations: destinations.into_iter().map(|read| read.value).collect::<Option<_>>()?,
         shutdown,
+        settings,
         secret_files: Vec::new(),
     })
 }
@@ -230,6 +250,12 @@ fn read_log(section: &mut Section<'_>) -> Log {
     Log {
         level: section.or("level", default.level),
         format: section.or("format", default.format),
+    }
+}
+
+fn read_run_time(section: &mut Section<'_>) -> RunTime {
+    RunTime {
+        mutable: section.or("mutable", RunTime::default().mutable),
     }
 }
 

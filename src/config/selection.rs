@@ -47,7 +47,7 @@ crate::choices! {
 }
 
 /// A time in the configuration, Unix milliseconds.
-struct Moment(u64);
+pub(super) struct Moment(pub(super) u64);
 
 impl Leaf for Moment {
     fn expected() -> String {

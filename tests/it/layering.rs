@@ -34,7 +34,7 @@ fn level(module: &[String]) -> Option<u8> {
             ..,
         ] => 0,
         ["section", ..] => 5,
-        ["event" | "metrics", ..] => 10,
+        ["event" | "metrics" | "overrides", ..] => 10,
         ["record", ..] => 15,
         ["glob"] => 7,
         ["export", "form" | "selection" | "redact", ..] => 22,

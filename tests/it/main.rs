@@ -36,6 +36,7 @@ mod sdks;
 mod segment;
 mod selection;
 mod setting_up;
+mod settings;
 mod shutdown;
 mod sidecar;
 mod stopping;
