@@ -50,12 +50,9 @@ fn summarise(config: &Config, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "  environment  {}", describe(environment))?;
     }
     for destination in &config.destinations {
-        writeln!(
-            out,
-            "  destination  {}: {}",
-            destination.name,
-            destination.settings.kind()
-        )?;
+        let paused = if destination.paused { ", paused" } else { "" };
+        let (name, kind) = (&destination.name, destination.settings.kind());
+        writeln!(out, "  destination  {name}: {kind}{paused}")?;
     }
     Ok(())
 }
@@ -139,7 +136,7 @@ mod tests {
             "environments:\n  - name: production\n    project_id: 5744c96707c9900708000004\n    credentials:\n      \
              sdk_keys: [\"${LD_SDK_KEY}\"]\n      client_side_ids: [578d1e02d2943862c52b9686]\n    \
              export: { kinds: [custom] }\n    destinations: [archive]\n\
-             destinations:\n  - name: archive\n    file: { path: ./out }\n",
+             destinations:\n  - name: archive\n    paused: true\n    file: { path: ./out }\n",
         );
         assert_eq!(
             out,
@@ -150,7 +147,7 @@ mod tests {
              \x20 upstream     https://events.launchdarkly.com\n\
              \x20 queue        sled in ./flagtap-data, up to 1GiB and 7d, then drop_oldest\n\
              \x20 environment  production: SDK keys ***6789; client-side ids 578d1e02d2943862c52b9686; exports custom to archive\n\
-             \x20 destination  archive: file\n"
+             \x20 destination  archive: file, paused\n"
         );
         assert!(usable);
     }
