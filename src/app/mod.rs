@@ -118,7 +118,6 @@ impl App {
             .collect();
         // Before the queue: its lock keeps a second process from writing what this one reads.
         let flags = Flags::load(&config);
-        let kept = Kept::load(&config);
         let queue = Arc::new(Observed::new(
             engine(&config, &names),
             Arc::clone(&metrics),
@@ -128,6 +127,8 @@ impl App {
         while queue.stats().is_opening() && Instant::now() < opening {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        // As late as can be: a process that is about to leave the folder to this one may still change it.
+        let kept = Kept::load(&config);
         let tee = Arc::new(Tee::new(
             policy(&kept.over(&config), &flags, &metrics),
             Arc::clone(&queue) as Arc<dyn Queue>,
