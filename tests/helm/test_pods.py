@@ -128,7 +128,7 @@ class Life(unittest.TestCase):
             values = CHART / "ci/statefulset-values.yaml"
             text = support.helm("4", "template", CHART, "--values", values, *given)
             workload = next(each for each in support.read_all(text) if each["kind"] == "StatefulSet")
-            return workload["spec"]["template"]["metadata"]["annotations"] or {}
+            return workload["spec"]["template"]["metadata"].get("annotations", {})
 
         self.assertNotEqual(annotations(), annotations('config.queue={"max_age":"1d"}'))
         reload = 'configChange="reload"'

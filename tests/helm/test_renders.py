@@ -11,8 +11,8 @@ import yaml
 import support
 from support import CHART, FLAGTAP, HELM, HERE, UPDATE, cases, helm, objects, rendered
 
-# Every release from the first with native sidecars on whose schemas kubernetes-validate has.
-VERSIONS = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+# Every release whose schemas kubernetes-validate has. Native sidecars are on from 1.29 on.
+VERSIONS = ["1.28", "1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 
 # What is no part of Kubernetes: the fields that are used, written from the projects' own API pages.
 CUSTOM = {

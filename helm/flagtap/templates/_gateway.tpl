@@ -1,12 +1,16 @@
-{{/* The pod of a gateway, whichever workload it is in. "claim" names a PVC for the data; empty for a volume of the
-workload's own. */}}
+{{/* The pod of a gateway, whichever workload it is in, which adds the volume for the data. */}}
 {{- define "flagtap.gateway.pod" -}}
+{{- $checksums := include "flagtap.checksums" (dict "root" . "config" (include "flagtap.gateway.config" .)) -}}
 metadata:
+  {{- if or $checksums .Values.podAnnotations }}
   annotations:
-    {{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.gateway.config" .)) | nindent 4 }}
+    {{- with $checksums }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- with .Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+  {{- end }}
   labels:
     {{- include "flagtap.selector" . | nindent 4 }}
     app.kubernetes.io/component: gateway

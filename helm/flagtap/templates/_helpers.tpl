@@ -141,12 +141,14 @@ seccompProfile: { type: RuntimeDefault }
 {{- end }}
 {{- end }}
 
-{{/* Changes when the pods must restart. */}}
+{{/* Annotations that change when the pods must restart; empty where nothing needs it. */}}
 {{- define "flagtap.checksums" -}}
+{{- $annotations := dict }}
 {{- if eq .root.Values.configChange "restart" }}
-flagtap.dev/config-checksum: {{ .config | sha256sum }}
+{{- $_ := set $annotations "flagtap.dev/config-checksum" (.config | sha256sum) }}
 {{- end }}
 {{- if .root.Values.secrets }}
-flagtap.dev/secrets-checksum: {{ toJson .root.Values.secrets | sha256sum }}
+{{- $_ := set $annotations "flagtap.dev/secrets-checksum" (toJson .root.Values.secrets | sha256sum) }}
 {{- end }}
+{{- with $annotations }}{{ toYaml . }}{{ end }}
 {{- end }}

@@ -74,7 +74,7 @@ volumeMounts:
 
 {{/* Annotations of the pod: a changed configuration restarts it unless it is reloaded. */}}
 {{- define "flagtap.sidecar.annotations" -}}
-{{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.sidecar.configuration" .)) | trim | default "{}" }}
+{{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.sidecar.configuration" .)) | default "{}" }}
 {{- end }}
 
 {{/* terminationGracePeriodSeconds of the pod: the application's end, and then flagtap's. */}}
