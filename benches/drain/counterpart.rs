@@ -69,6 +69,7 @@ pub(crate) fn serve(kind: &str) {
         "webhook" => webhook,
         "segment" => segment,
         "mparticle" => mparticle,
+        "azure_event_hubs" => azure_event_hubs,
         _ => panic!("no counterpart of {kind}"),
     };
     let received = Arc::new(AtomicU64::new(0));
@@ -155,6 +156,14 @@ fn mparticle(body: &Bytes) -> (u64, Response<Body>) {
     let mut response = Response::new(full(""));
     *response.status_mut() = StatusCode::ACCEPTED;
     (events as u64, response)
+}
+
+/// A batch publication: a JSON array of messages.
+fn azure_event_hubs(body: &Bytes) -> (u64, Response<Body>) {
+    let messages: Vec<IgnoredAny> = serde_json::from_slice(body).expect("an array");
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::CREATED;
+    (messages.len() as u64, response)
 }
 
 /// `google.pubsub.v1.PublishRequest`, as far as counting goes.

@@ -64,6 +64,8 @@ const TARGETS: &[Target] = &[
     Target::served("segment", SEGMENT, 4),
     Target::served("mparticle", MPARTICLE, 1),
     Target::served("mparticle", MPARTICLE, 4),
+    Target::served("azure_event_hubs", AZURE_EVENT_HUBS, 1),
+    Target::served("azure_event_hubs", AZURE_EVENT_HUBS, 4),
     Target::served("kinesis", KINESIS, 1),
     Target::served("kinesis", KINESIS, 4),
     Target::served("google_pubsub", GOOGLE_PUBSUB, 1),
@@ -72,8 +74,10 @@ const TARGETS: &[Target] = &[
 
 const WEBHOOK: &str = "{ url: \"http://127.0.0.1:PORT/events\", format: ndjson }";
 const SEGMENT: &str = "{ write_key: bench, endpoint: \"http://127.0.0.1:PORT\" }";
-const MPARTICLE: &str =
-    "{ api_key: bench, secret: bench, environment: development, endpoint: \"http://127.0.0.1:PORT\" }";
+const MPARTICLE: &str = "{ api_key: bench, secret: bench, environment: development, user_identity: customer_id, \
+                         anonymous_user_identity: other, endpoint: \"http://127.0.0.1:PORT\" }";
+const AZURE_EVENT_HUBS: &str =
+    "{ namespace: bench, name: bench, policy_name: bench, policy_key: bench, endpoint: \"http://127.0.0.1:PORT\" }";
 const KINESIS: &str = "{ region: eu-west-1, stream_name: bench, endpoint: \"http://127.0.0.1:PORT\" }";
 const GOOGLE_PUBSUB: &str = "{ project: bench-project, topic: bench, endpoint: \"http://127.0.0.1:PORT\" }";
 
@@ -124,6 +128,8 @@ fn run(target: &Target, backlog: &Path, events: u64) {
         .arg("drain")
         .arg(dir.path())
         .envs([("AWS_ACCESS_KEY_ID", "bench"), ("AWS_SECRET_ACCESS_KEY", "bench")])
+        // As `flagtap serve` gives them to itself.
+        .envs([("MALLOC_MMAP_THRESHOLD_", "1048576"), ("MALLOC_ARENA_MAX", "2")])
         .stderr(Stdio::inherit())
         .output()
         .expect("the drain's process starts");

@@ -7,10 +7,12 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod allocator;
 mod check;
 mod coverage;
 mod demo;
@@ -130,10 +132,17 @@ enum Probe {
 /// The exit code for a configuration that cannot be used (`EX_USAGE` of sysexits).
 const UNUSABLE: u8 = 64;
 
+// A sidecar shares its node: more threads than this buy no throughput, only memory.
+const MAX_THREADS: usize = 4;
+
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Serve { config } => serve::run(config.as_deref()),
+        Command::Serve { config } => {
+            let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+            allocator::settle(threads);
+            serve::run(config.as_deref(), threads)
+        }
         Command::Check { file, probe } => check(&file, probe).unwrap_or(ExitCode::FAILURE),
         Command::SendTestEvent {
             config,

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -14,13 +13,10 @@ use crate::cli::UNUSABLE;
 use crate::config::{self, Config, Format, Level, Log};
 use crate::shutdown::Shutdown;
 
-// A sidecar shares its node: more threads than this buy no throughput, only memory.
-const MAX_THREADS: usize = 4;
-
 const LAST_WRITE: Duration = Duration::from_secs(1);
 
-/// Serves until a signal; returns the exit code.
-pub(super) fn run(path: Option<&Path>) -> ExitCode {
+/// Serves until a signal, with so many working threads; returns the exit code.
+pub(super) fn run(path: Option<&Path>, threads: usize) -> ExitCode {
     let (config, warnings) = match path {
         None => (Config::embedded(), None),
         Some(path) => match Config::load(path, &config::process_environment) {
@@ -48,7 +44,6 @@ pub(super) fn run(path: Option<&Path>) -> ExitCode {
             "no configuration file, running on the embedded defaults"
         ),
     }
-    let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()

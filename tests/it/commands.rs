@@ -172,3 +172,24 @@ fn drain_delivers_what_a_relay_left_behind() {
     );
     relay.stop();
 }
+
+/// Scenario: a relay started without settings for the allocator, and one whose user chose some.
+/// Guarantees: the process that was started runs with flagtap's own, so that its memory stays bounded while it delivers a
+/// large backlog; what the user chose is left alone.
+#[test]
+fn serve_gives_itself_the_allocators_settings_unless_there_are_some() {
+    let upstream = Upstream::start();
+    let mut setup = Setup::new(upstream.address());
+    let environment = |relay: &Relay| text(&fs::read(format!("/proc/{}/environ", relay.process_id())).unwrap());
+    let relay = Relay::start(&setup);
+    let own = environment(&relay);
+    assert!(own.contains("MALLOC_MMAP_THRESHOLD_=1048576\0"), "{own}");
+    assert!(own.contains("MALLOC_ARENA_MAX="), "{own}");
+    relay.stop();
+    setup.variables.push(("MALLOC_ARENA_MAX".to_owned(), "7".to_owned()));
+    let relay = Relay::start(&setup);
+    let chosen = environment(&relay);
+    assert!(chosen.contains("MALLOC_ARENA_MAX=7\0"), "{chosen}");
+    assert!(!chosen.contains("MALLOC_MMAP_THRESHOLD_"), "{chosen}");
+    relay.stop();
+}
