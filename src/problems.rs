@@ -90,6 +90,12 @@ impl Problems {
         text
     }
 
+    /// Returns one line per error, without the warnings.
+    pub fn errors_only(&self, file: &str) -> Vec<String> {
+        let errors = self.list.iter().filter(|p| p.severity == Severity::Error);
+        errors.map(|problem| problem.render(file)).collect()
+    }
+
     fn add(&mut self, place: Place, severity: Severity, message: String) {
         let problem = Problem {
             place,
@@ -157,6 +163,13 @@ mod tests {
              config.yaml:12:5: destinations[1].kinesis.region: is missing\n"
         );
         assert_eq!(problems.errors(), 2);
+        assert_eq!(
+            problems.errors_only("c"),
+            [
+                "c:1:1: needs environments",
+                "c:12:5: destinations[1].kinesis.region: is missing"
+            ]
+        );
     }
 
     #[test]

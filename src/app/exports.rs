@@ -183,8 +183,7 @@ impl Exports for Live {
                 Some(settings)
             }
             Some(Err(problems)) => {
-                let lines = problems.render("settings");
-                return Err(ChangeError::Invalid(lines.lines().map(str::to_owned).collect()));
+                return Err(ChangeError::Invalid(problems.errors_only("settings")));
             }
             None if !before.own => return Ok(before),
             None => None,

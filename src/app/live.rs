@@ -118,7 +118,7 @@ impl Live {
         let (plan, warnings) = match planned {
             Ok(planned) => planned,
             Err(problems) => {
-                self.refuse(problems.render(file).lines().map(str::to_owned).collect(), asked);
+                self.refuse(problems.errors_only(file), asked);
                 return false;
             }
         };

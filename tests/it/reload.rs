@@ -219,6 +219,9 @@ fn a_broken_file_is_refused_as_a_whole() {
     setup.config["environments"][0]["export"] = json!({ "custom_events": { "exclude": ["*"] } });
     setup.config["destinations"][0]["file"]["gzipp"] = json!(true);
     setup.config["telemetri"] = json!("127.0.0.1:1");
+    // Only a warning.
+    let environment = setup.config["environments"][0].as_object_mut().unwrap();
+    environment.remove("project_id");
     rewrite(&setup);
     relay.signal("HUP");
     eventually("the refusal", || (reloads(&relay, "refused") >= 1.0).then_some(()));
