@@ -1,6 +1,6 @@
 # Every command that development needs; CI calls these and nothing else.
 
-.PHONY: test check fmt demo bench soak docs chart golden setup
+.PHONY: test check fmt demo bench soak docs chart golden setup image image-test reproduce
 
 # Everything: tools, format, lints, unit, integration and doc tests, and the independent check of the golden files.
 test:
@@ -47,3 +47,16 @@ golden:
 
 setup:
 	./scripts/setup-tests.sh
+
+# The image, without a registry: docs/release.md. The static build takes several minutes.
+image:
+	./scripts/setup-image.sh
+	./scripts/image.sh
+
+# Takes the image apart and runs what is in it. Needs root.
+image-test: image
+	./tests/image/check.py target/image/oci
+
+# The binary twice, in two folders, and compared.
+reproduce:
+	./scripts/reproduce.sh

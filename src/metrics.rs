@@ -91,6 +91,8 @@ inventory! {
     QUEUE_QUARANTINE_BYTES: Gauge "flagtap_queue_quarantine_bytes" [] "Bytes on disk of the parts of the queue that were set aside.";
     QUEUE_DEAD_LETTERS: Gauge "flagtap_queue_dead_letters" ["destination"] "Dead letters kept.";
     QUEUE_UNCONFIGURED_CURSORS: Gauge "flagtap_queue_unconfigured_cursors" [] "Cursors whose destination is not in the configuration; what waits for them holds disk space until a limit removes it.";
+    INJECTOR_REVIEWS: Counter "flagtap_injector_reviews_total" ["outcome"] "Admission reviews that the injector answered: `injected`, `not_asked`, `present` (the pod has the sidecar), `refused` (the pod cannot have it) or `failed` (not a review of a new pod).";
+    INJECTOR_CERTIFICATE_FAILURES: Counter "flagtap_injector_certificate_failures_total" [] "Times that the injector could not look after its certificate: read or write the Secret, or tell the API server of its authority.";
 }
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));

@@ -39,13 +39,28 @@ pub type CoverageOf = dyn Fn(Option<&str>) -> Value + Send + Sync;
 
 /// Returns what the telemetry port serves.
 pub fn routes(telemetry: Arc<Telemetry>) -> Router {
+    health()
+        .route("/status", get(status))
+        .route("/coverage", get(coverage))
+        .with_state(telemetry)
+}
+
+/// Returns what the telemetry port of a process without a relay serves: `/livez`, `/readyz` and `/metrics`.
+pub fn health_routes(metrics: Arc<Metrics>, ready: Arc<AtomicBool>) -> Router {
+    health().with_state(Arc::new(Telemetry {
+        metrics,
+        ready,
+        sample: Box::new(|| ()),
+        status: Box::new(|| Value::Null),
+        coverage: Box::new(|_| Value::Null),
+    }))
+}
+
+fn health() -> Router<Arc<Telemetry>> {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .route("/status", get(status))
-        .route("/coverage", get(coverage))
-        .with_state(telemetry)
 }
 
 async fn ready(State(telemetry): State<Arc<Telemetry>>) -> Response {

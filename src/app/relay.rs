@@ -10,13 +10,14 @@ use crate::app::flags::Flags;
 use crate::config::{self, Config, Environment};
 use crate::export::selection::Selection;
 use crate::inflate::InflateLimits;
+use crate::listen::ConnectionLimits;
+use crate::listen::tls::{Tls, TlsFiles};
 use crate::metrics::Metrics;
 use crate::platform::launchdarkly::{DecodeLimits, EnvironmentCredentials, LaunchDarkly};
 use crate::proxy::forward::Upstream;
 use crate::proxy::forward::connect::connector;
-use crate::proxy::listen::tls::{Tls, TlsFiles};
 use crate::proxy::tee::{Policy, PolicySettings, TeeEnvironment};
-use crate::proxy::{ConnectionLimits, OnFailure, RelaySettings, UpstreamSettings, When};
+use crate::proxy::{OnFailure, RelaySettings, UpstreamSettings, When};
 use crate::units::ByteSize;
 
 /// Returns the platform with the configured environments, in their order.

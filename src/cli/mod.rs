@@ -11,6 +11,10 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::SetLevel;
+use crate::config::{Format, Level, Log};
 
 mod allocator;
 mod check;
@@ -18,6 +22,7 @@ mod coverage;
 mod demo;
 mod drain;
 mod explain;
+mod injector;
 mod probe;
 mod probe_destinations;
 mod queue;
@@ -114,6 +119,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Print the JSON Schema of the configuration file.
     Schema,
+    /// Serve the admission webhook that adds the relay to pods as a sidecar.
+    Injector(Box<injector::Arguments>),
     /// Print docs/metrics.md.
     Metrics,
     /// Print docs/destinations.md: what destinations answer, and what follows.
@@ -157,7 +164,7 @@ pub fn main() -> ExitCode {
         .unwrap_or(ExitCode::FAILURE),
         Command::Demo { dir } => demo::run(&dir),
         Command::Probe { what, telemetry } => probe::run(what, &telemetry),
-        Command::Drain { config, within } => drain::run(&config, within, |log| drop(serve::log_to_stderr(log))),
+        Command::Drain { config, within } => drain::run(&config, within, |log| drop(log_to_stderr(log))),
         Command::Wait { duration } => {
             std::thread::sleep(duration);
             ExitCode::SUCCESS
@@ -173,6 +180,7 @@ pub fn main() -> ExitCode {
             print(&schema::document());
             ExitCode::SUCCESS
         }
+        Command::Injector(arguments) => injector::run(*arguments),
         Command::Metrics => {
             print(&crate::metrics::document());
             ExitCode::SUCCESS
@@ -199,6 +207,37 @@ fn complete<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let done = runtime.block_on(work);
     runtime.shutdown_background();
     Ok(done)
+}
+
+/// Sets the log up, and returns what changes its level.
+fn log_to_stderr(log: Log) -> SetLevel {
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    // The level fails to change only once the log is gone.
+    match log.format {
+        Format::Json => {
+            let builder = builder
+                .json()
+                .with_env_filter(filter(log.level))
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| drop(handle.reload(filter(level))))
+        }
+        Format::Text => {
+            let builder = builder
+                .with_target(false)
+                .with_env_filter(filter(log.level))
+                .with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| drop(handle.reload(filter(level))))
+        }
+    }
+}
+
+fn filter(level: Level) -> EnvFilter {
+    // Libraries below the line of interest: their debug output names addresses and headers.
+    EnvFilter::new(format!("warn,flagtap={}", level.as_str()))
 }
 
 /// Writes to standard output; a closed pipe is nobody's problem.

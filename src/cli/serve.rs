@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, SetLevel, Source};
-use crate::cli::UNUSABLE;
-use crate::config::{self, Config, Format, Level, Log};
+use crate::cli::{UNUSABLE, log_to_stderr};
+use crate::config::{self, Config};
 use crate::shutdown::Shutdown;
 
 const LAST_WRITE: Duration = Duration::from_secs(1);
@@ -74,35 +73,4 @@ async fn serve(config: Config, path: Option<&Path>, set_level: SetLevel) -> anyh
     let app = App::start(config, source).await?;
     app.run(shutdown).await;
     Ok(())
-}
-
-/// Sets the log up, and returns what changes its level.
-pub(super) fn log_to_stderr(log: Log) -> SetLevel {
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
-    // The level fails to change only once the log is gone.
-    match log.format {
-        Format::Json => {
-            let builder = builder
-                .json()
-                .with_env_filter(filter(log.level))
-                .with_filter_reloading();
-            let handle = builder.reload_handle();
-            builder.init();
-            Box::new(move |level| drop(handle.reload(filter(level))))
-        }
-        Format::Text => {
-            let builder = builder
-                .with_target(false)
-                .with_env_filter(filter(log.level))
-                .with_filter_reloading();
-            let handle = builder.reload_handle();
-            builder.init();
-            Box::new(move |level| drop(handle.reload(filter(level))))
-        }
-    }
-}
-
-fn filter(level: Level) -> EnvFilter {
-    // Libraries below the line of interest: their debug output names addresses and headers.
-    EnvFilter::new(format!("warn,flagtap={}", level.as_str()))
 }

@@ -13,7 +13,8 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tower::{BoxError, Layer, Service};
 
 use crate::metrics::{Metrics, REQUEST_ERRORS};
-use crate::proxy::{Failure, Fault, Notices, Reply};
+use crate::notices::Notices;
+use crate::proxy::{Failure, Fault, Reply};
 
 /// Names the relay as the author of an answer, and whose fault it was.
 pub(super) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-flagtap-error");

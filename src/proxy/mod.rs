@@ -22,6 +22,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::metrics::{IN_FLIGHT_BYTES, Metrics, REQUEST_SECONDS, REQUESTS, TASK_PANICS};
+use crate::notices::Notices;
 use crate::platform::{self, EventRoute, Identity, Route};
 use crate::queue::now_ms;
 
@@ -31,13 +32,10 @@ mod capture;
 mod detached;
 mod failure;
 pub mod forward;
-pub mod listen;
-mod notices;
 pub mod tee;
 
 pub use body::{Outbound, Pause, Reply};
 pub use failure::{Failure, Fault};
-pub use notices::Notices;
 
 use answer::AnswerLayer;
 use capture::{Cap, Captured, Held, capture};
@@ -101,21 +99,6 @@ pub struct UpstreamSettings {
     pub max_headers: usize,
     /// Bytes of an answer's head.
     pub max_head_bytes: usize,
-}
-
-/// Bounds on client connections.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectionLimits {
-    /// At once.
-    pub connections: usize,
-    /// Headers in a request.
-    pub headers: usize,
-    /// Bytes of a request's head.
-    pub header_bytes: usize,
-    /// From a request's first byte to the end of its head; also for the TLS handshake.
-    pub header_timeout: Duration,
-    /// Without a request.
-    pub idle_timeout: Duration,
 }
 
 /// What requests on event routes may take, whatever the policy.

@@ -79,7 +79,9 @@ fn paths_in(text: &str) -> Vec<String> {
         }
         let root_file = word.ends_with(".md") || word.ends_with(".yaml") || *word == "Makefile";
         let source = word.contains('/') && word.ends_with(".rs");
-        !word.contains([' ', '*', '<', '{', '…', '\n'])
+        // A path that begins with a slash is one of a machine that flagtap runs on.
+        !word.starts_with('/')
+            && !word.contains([' ', '*', '<', '{', '…', '\n'])
             && !word.contains("://")
             && (FOLDERS.iter().any(|folder| word.starts_with(folder))
                 || source

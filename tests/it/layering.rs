@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 500;
 
 /// Folders whose files are one thing in several files, and may import each other. `*` is any name.
-const UNITS: [&[&str]; 12] = [
+const UNITS: [&[&str]; 13] = [
     &["admin"],
     &["app"],
     &["cli", "demo"],
@@ -18,6 +18,7 @@ const UNITS: [&[&str]; 12] = [
     &["coverage"],
     &["destination", "*"],
     &["drain"],
+    &["injector"],
     &["platform", "launchdarkly"],
     &["queue", "sled"],
     &["record"],
@@ -30,11 +31,12 @@ fn level(module: &[String]) -> Option<u8> {
     let names: Vec<&str> = module.iter().map(String::as_str).collect();
     Some(match names[..] {
         [
-            "backoff" | "units" | "secret" | "problems" | "shutdown" | "inflate" | "trust",
+            "backoff" | "units" | "secret" | "problems" | "shutdown" | "inflate" | "trust" | "notices",
             ..,
         ] => 0,
         ["section", ..] => 5,
         ["event" | "metrics" | "overrides", ..] => 10,
+        ["listen", ..] => 12,
         ["record", ..] => 15,
         ["glob"] => 7,
         ["export", "form" | "selection" | "redact", ..] => 22,
@@ -44,7 +46,7 @@ fn level(module: &[String]) -> Option<u8> {
         ["platform" | "queue" | "destination"] => 25,
         ["destination", "answers" | "web"] => 27,
         ["platform" | "queue" | "destination", _, ..] => 30,
-        ["config" | "proxy" | "drain" | "admin", ..] => 40,
+        ["config" | "proxy" | "drain" | "admin" | "injector", ..] => 40,
         ["app", ..] => 50,
         ["cli" | "main", ..] => 60,
         _ => return None,

@@ -16,6 +16,8 @@ mod exactly_once;
 mod form;
 mod harness;
 mod hostile;
+mod injector;
+mod injector_tls;
 mod kinds;
 mod kinesis;
 mod kinesis_identity;

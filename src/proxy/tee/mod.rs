@@ -14,9 +14,10 @@ use crate::coverage;
 use crate::export::selection::Selection;
 use crate::inflate::{RATIO, RATIO_FREE_BYTES};
 use crate::metrics::{self as inventory, Metrics};
+use crate::notices::Notices;
 use crate::platform::census::Census;
 use crate::platform::{Batch, Captured, DecodeError, EventRoute, Fingerprint, Identity, Platform, Support};
-use crate::proxy::{Judgement, Notices, When};
+use crate::proxy::{Judgement, When};
 use crate::queue::{Appended, Entry, Mark, Queue};
 use crate::record::{Origin, Record};
 

@@ -114,13 +114,21 @@ impl Relay {
     /// Starts the binary with the configuration at `path` and waits until it is ready.
     pub(crate) fn start_from(setup: &Setup, path: &Path) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flagtap"));
+        command
+            .args(["serve", "--config"])
+            .arg(path)
+            .envs(setup.variables.iter().map(|(name, value)| (name, value)));
+        let mut relay = Self::launch(command);
+        relay.serves("relay");
+        relay
+    }
+
+    /// Starts a command of the binary that serves, without waiting for it. [`Relay::serves`] comes next.
+    pub(crate) fn launch(mut command: Command) -> Self {
         for name in FOREIGN_VARIABLES {
             command.env_remove(name);
         }
         let mut child = command
-            .args(["serve", "--config"])
-            .arg(path)
-            .envs(setup.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -134,25 +142,28 @@ impl Relay {
                 .for_each(|line| kept.lock().unwrap().push(line))
         });
         let unbound = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut relay = Self {
+        Self {
             child,
             log,
             address: unbound,
             telemetry: unbound,
             tolerated: Vec::new(),
-        };
-        (relay.address, relay.telemetry) = eventually("the line `listening` in the relay's log", || {
-            if let Ok(Some(status)) = relay.child.try_wait() {
-                panic!("the relay ended at once with {status}:\n{}", relay.log_text());
+        }
+    }
+
+    /// Waits until it is ready; the log calls its address `field`.
+    pub(crate) fn serves(&mut self, field: &str) {
+        (self.address, self.telemetry) = eventually("the line `listening` in the log", || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("it ended at once with {status}:\n{}", self.log_text());
             }
-            let fields = relay.find_log("listening")?;
+            let fields = self.find_log("listening")?;
             let address = |name: &str| fields[name].as_str().and_then(|text| text.parse().ok());
-            Some((address("relay")?, address("telemetry")?))
+            Some((address(field)?, address("telemetry")?))
         });
         eventually("/readyz to answer 200", || {
-            (relay.telemetry("/readyz")?.status == 200).then_some(())
+            (self.telemetry("/readyz")?.status == 200).then_some(())
         });
-        relay
     }
 
     /// Returns where SDKs connect to.

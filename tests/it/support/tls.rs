@@ -60,6 +60,21 @@ impl Authority {
         self.sign(CertificateParams::new([name.to_owned()]).unwrap())
     }
 
+    /// Issues a certificate that ends in so many days, on the day.
+    pub(crate) fn issue_for_days(&self, name: &str, days: i64) -> Identity {
+        self.issue_for_all(&[name], days)
+    }
+
+    /// The same for several names.
+    pub(crate) fn issue_for_all(&self, names: &[&str], days: i64) -> Identity {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        let end = jiff::Zoned::now().checked_add(jiff::Span::new().days(days)).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(end.year().into(), end.month().unsigned_abs(), end.day().unsigned_abs());
+        self.sign(params)
+    }
+
     /// Issues a certificate whose time is over.
     pub(crate) fn issue_expired(&self, name: &str) -> Identity {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
@@ -129,9 +144,36 @@ pub(crate) fn shown_certificate(address: SocketAddr, client: ClientConfig) -> Ce
     stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
 }
 
+/// Opens a connection to a server that is called by `name`, trusting the authorities in a PEM bundle.
+pub(crate) fn connect_as(address: SocketAddr, name: &str, bundle: &[u8]) -> io::Result<TlsConnection> {
+    shake(
+        address,
+        ServerName::try_from(name.to_owned()).unwrap(),
+        trusting(bundle),
+    )
+    .map(Connection::over)
+}
+
+fn trusting(bundle: &[u8]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(bundle) {
+        roots.add(authority.unwrap()).unwrap();
+    }
+    let builder = ClientConfig::builder_with_provider(provider());
+    let versions = builder.with_safe_default_protocol_versions().unwrap();
+    versions.with_root_certificates(roots).with_no_client_auth()
+}
+
 fn shake_hands(address: SocketAddr, client: ClientConfig) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    shake(address, ServerName::from(address.ip()), client)
+}
+
+fn shake(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    client: ClientConfig,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let mut socket = dial(address)?;
-    let name = ServerName::from(address.ip());
     let mut connection = ClientConnection::new(Arc::new(client), name).map_err(io::Error::other)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut socket)?;

@@ -3,7 +3,6 @@
 //! Bounds: connections at once (further ones wait in the kernel's backlog), TLS handshake time, header count and
 //! size, head and idle time (see `guard`), HTTP/2 streams and frames.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -24,16 +23,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
+use tower::{BoxError, Service, ServiceExt};
 
 use crate::metrics::{CONNECTIONS, CONNECTIONS_ACCEPTED, Metrics};
-use crate::proxy::{ConnectionLimits, Notices, Reply, Stack};
+use crate::notices::Notices;
 
 mod guard;
 pub mod tls;
 
 use guard::{Activity, Guarded, InRequest, Patience};
 use tls::Tls;
+
+/// Bounds on client connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// At once.
+    pub connections: usize,
+    /// Headers in a request.
+    pub headers: usize,
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// From a request's first byte to the end of its head; also for the TLS handshake.
+    pub header_timeout: Duration,
+    /// Without a request.
+    pub idle_timeout: Duration,
+}
 
 /// How a listener is served and ended.
 pub struct Listening {
@@ -49,8 +63,16 @@ pub struct Listening {
     pub grace: Duration,
 }
 
-/// Serves connections until told to stop, then lets open ones finish.
-pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, metrics: Arc<Metrics>) {
+/// Serves connections with `service` until told to stop, then lets open ones finish. `service` answers its own failures:
+/// an error of it ends the connection.
+pub async fn serve<S, B>(listener: TcpListener, service: S, listening: Listening, metrics: Arc<Metrics>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
     let Listening {
         tls,
         limits,
@@ -73,7 +95,7 @@ pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, me
         open.fetch_add(1, Ordering::Relaxed);
         // Added to, not set: two that end at once could set their numbers in the wrong order.
         shown.increment(1.0);
-        let (stack, builder, tls) = (stack.clone(), Arc::clone(&builder), tls.clone());
+        let (service, builder, tls) = (service.clone(), Arc::clone(&builder), tls.clone());
         let (watcher, open, shown) = (graceful.watcher(), Arc::clone(&open), shown.clone());
         tasks.spawn(async move {
             let activity = Arc::new(Activity::default());
@@ -84,14 +106,14 @@ pub async fn serve(listener: TcpListener, stack: Stack, listening: Listening, me
             match tls {
                 None => {
                     let guarded = Guarded::new(stream, Arc::clone(&activity), patience);
-                    connection(guarded, stack, activity, &builder, watcher).await;
+                    connection(guarded, service, activity, &builder, watcher).await;
                 }
                 Some(tls) => {
                     let handshake = tokio::time::timeout(limits.header_timeout, tls.acceptor().accept(stream));
                     match handshake.await {
                         Ok(Ok(stream)) => {
                             let guarded = Guarded::new(stream, Arc::clone(&activity), patience);
-                            connection(guarded, stack, activity, &builder, watcher).await;
+                            connection(guarded, service, activity, &builder, watcher).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                         Err(_elapsed) => tracing::debug!("TLS handshake timed out"),
@@ -166,23 +188,26 @@ fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: Guarded<S>,
-    stack: Stack,
+async fn connection<T, S, B>(
+    stream: Guarded<T>,
+    service: S,
     activity: Arc<Activity>,
     builder: &auto::Builder<TokioExecutor>,
     watcher: hyper_util::server::graceful::Watcher,
-) {
+) where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
     let service = service_fn(move |request: Request<Incoming>| {
         let under_way = activity.begin();
-        let stack = stack.clone();
+        let service = service.clone();
         async move {
-            // The stack's outermost layer answers every error; what is left cannot happen.
-            let answer = stack
-                .oneshot(request)
-                .await
-                .unwrap_or_else(|_| Response::new(Reply::Own(None)));
-            Ok::<_, Infallible>(answer.map(|body| Tracked {
+            let answer = service.oneshot(request).await?;
+            Ok::<_, S::Error>(answer.map(|body| Tracked {
                 body,
                 _under_way: under_way,
             }))
@@ -195,16 +220,16 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 /// An answer's body that keeps its connection from counting as idle until it is sent.
-struct Tracked {
-    body: Reply,
+struct Tracked<B> {
+    body: B,
     _under_way: InRequest,
 }
 
-impl Body for Tracked {
+impl<B: Body<Data = Bytes> + Unpin> Body for Tracked<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

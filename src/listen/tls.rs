@@ -53,6 +53,28 @@ impl Tls {
         })
     }
 
+    /// Takes a certificate chain and its key from memory, both PEM. There is nothing to watch then: whoever has newer ones
+    /// calls [`Tls::replace`].
+    pub fn from_memory(certificate: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        let files = TlsFiles {
+            certificate: "tls.crt".into(),
+            key: "tls.key".into(),
+            client_ca: None,
+        };
+        let contents = vec![certificate.to_vec(), key.to_vec()];
+        let config = configure(&files, &contents)?;
+        Ok(Self {
+            files,
+            current: RwLock::new((contents, Arc::new(config))),
+        })
+    }
+
+    /// Replaces the certificate chain and its key, both PEM; returns whether they were others. What cannot be used changes
+    /// nothing.
+    pub fn replace(&self, certificate: &[u8], key: &[u8]) -> Result<bool, TlsError> {
+        self.take(vec![certificate.to_vec(), key.to_vec()])
+    }
+
     /// Returns an acceptor with the current settings.
     pub fn acceptor(&self) -> TlsAcceptor {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +83,10 @@ impl Tls {
 
     /// Reloads if a file's content changed; returns whether it did.
     pub fn refresh(&self) -> Result<bool, TlsError> {
-        let contents = read(&self.files)?;
+        self.take(read(&self.files)?)
+    }
+
+    fn take(&self, contents: Vec<Vec<u8>>) -> Result<bool, TlsError> {
         if self.current.read().unwrap_or_else(PoisonError::into_inner).0 == contents {
             return Ok(false);
         }

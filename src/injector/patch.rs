@@ -1,0 +1,290 @@
+//! The decision about a pod, and the change that follows from it as a JSON patch (RFC 6902). Pure.
+//!
+//! `docs/injector.md` has the decisions as a table. A pod that has a container of the sidecar's name is left alone, so
+//! deciding about a patched pod again changes nothing.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::injector::pod::{Container, Pod, Spec};
+use crate::injector::template::Template;
+use crate::injector::{CONTAINERS, ENV, INJECT, STATUS, plain_name};
+
+/// The most names that one annotation may list.
+const MOST_NAMES: usize = 64;
+/// The longest name of a variable that is set, bytes.
+const LONGEST_VARIABLE: usize = 128;
+
+/// What becomes of a pod.
+#[derive(Debug, PartialEq)]
+pub(super) enum Decision {
+    /// It does not ask for the sidecar.
+    NotAsked,
+    /// It has it.
+    Present,
+    /// It asks and cannot have it.
+    Refused(Change),
+    /// It gets it.
+    Injected(Change),
+}
+
+/// A change, and what a person should know of it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Change {
+    /// The operations, in order.
+    pub(super) patch: Vec<Value>,
+    /// Why there is no sidecar, or what could not be done as asked; empty if all is well.
+    pub(super) notes: Vec<String>,
+}
+
+/// Decides about a pod.
+pub(super) fn decide(template: &Template, pod: &Pod) -> Decision {
+    let none = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&none);
+    let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
+    let Some(asked) = annotations.get(INJECT).or_else(|| labels.get(INJECT)) else {
+        return Decision::NotAsked;
+    };
+    if asked == "false" {
+        return Decision::NotAsked;
+    }
+    let all = || pod.spec.all_containers();
+    if all().any(|container| container.name == template.name) {
+        return Decision::Present;
+    }
+    let why_not = match asked.as_str() {
+        "true" => why_not(template, &pod.spec),
+        _ => Some(format!("{INJECT} is neither \"true\" nor \"false\"")),
+    };
+    let mut patch = Patch::new(pod);
+    if let Some(why) = why_not {
+        patch.annotate(STATUS, &format!("not injected: {why}"));
+        return Decision::Refused(Change {
+            patch: patch.0,
+            notes: vec![format!("flagtap is not injected: {why}")],
+        });
+    }
+    let mut notes = Vec::new();
+    if let Some(variables) = annotations.get(ENV) {
+        let variables = variable_names(variables, &mut notes);
+        let wanted = annotations
+            .get(CONTAINERS)
+            .map(|list| names(list, CONTAINERS, &mut notes));
+        patch.variables(template, &pod.spec, &variables, wanted.as_deref(), &mut notes);
+    }
+    // After the variables: their paths count the containers as they were.
+    patch.sidecar(template, &pod.spec);
+    for (name, value) in &template.annotations {
+        if !annotations.contains_key(name) {
+            patch.annotate(name, value);
+        }
+    }
+    let status: Vec<&str> = std::iter::once("injected")
+        .chain(notes.iter().map(String::as_str))
+        .collect();
+    patch.annotate(STATUS, &status.join("; "));
+    Decision::Injected(Change { patch: patch.0, notes })
+}
+
+/// Returns why a pod that asks cannot have the sidecar.
+fn why_not(template: &Template, spec: &Spec) -> Option<String> {
+    if spec.containers.is_empty() {
+        return Some("the pod has no containers".to_owned());
+    }
+    if spec.host_network == Some(true) {
+        return Some("the pod uses the node's network (hostNetwork), where its ports could collide".to_owned());
+    }
+    let selected = spec
+        .node_selector
+        .as_ref()
+        .and_then(|selector| selector.get("kubernetes.io/os"));
+    let named = spec.os.as_ref().map(|os| &os.name);
+    if selected.into_iter().chain(named).any(|os| os == "windows") {
+        return Some("the pod is for Windows".to_owned());
+    }
+    if !template.native && spec.restart_policy.as_deref().is_some_and(|policy| policy != "Always") {
+        return Some(
+            "the pod would never complete (restartPolicy) beside a sidecar that is an ordinary container".to_owned(),
+        );
+    }
+    let declared = spec
+        .all_containers()
+        .flat_map(|container| container.ports.iter().flatten());
+    for port in declared {
+        if template.ports.contains(port) {
+            return Some(format!(
+                "a container declares port {}, which is the sidecar's",
+                port.container_port
+            ));
+        }
+    }
+    for volume in spec.volumes.iter().flatten() {
+        if template.volumes.contains_key(&volume.name) {
+            return Some(format!("the pod has a volume named {} already", volume.name));
+        }
+    }
+    None
+}
+
+/// Returns the names in an annotation that variables can have.
+fn variable_names<'a>(list: &'a str, notes: &mut Vec<String>) -> Vec<&'a str> {
+    let listed = names(list, ENV, notes);
+    let valid: Vec<&str> = listed.iter().copied().filter(|name| is_variable(name)).collect();
+    if valid.len() < listed.len() {
+        notes.push(format!("{ENV} has a name that no variable can have"));
+    }
+    valid
+}
+
+fn is_variable(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    name.len() <= LONGEST_VARIABLE && name.chars().all(allowed) && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Returns the names that an annotation lists, each once.
+fn names<'a>(list: &'a str, annotation: &str, notes: &mut Vec<String>) -> Vec<&'a str> {
+    let mut found: Vec<&str> = Vec::new();
+    for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if found.len() == MOST_NAMES {
+            notes.push(format!("{annotation} lists more than {MOST_NAMES} names"));
+            break;
+        }
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    if found.is_empty() {
+        notes.push(format!("{annotation} names nothing"));
+    }
+    found
+}
+
+impl Spec {
+    fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.init_containers.iter().flatten().chain(&self.containers)
+    }
+}
+
+/// Operations for one pod.
+struct Patch(Vec<Value>);
+
+impl Patch {
+    fn new(pod: &Pod) -> Self {
+        let mut patch = Self(Vec::new());
+        if pod.metadata.annotations.is_none() {
+            patch.add("/metadata/annotations".to_owned(), json!({}));
+        }
+        patch
+    }
+
+    /// `add` replaces a member that is there, and null with it.
+    fn add(&mut self, path: String, value: Value) {
+        self.0.push(json!({ "op": "add", "path": path, "value": value }));
+    }
+
+    fn annotate(&mut self, name: &str, value: &str) {
+        // RFC 6901 §3.
+        let name = name.replace('~', "~0").replace('/', "~1");
+        self.add(format!("/metadata/annotations/{name}"), json!(value));
+    }
+
+    /// Sets variables in the containers `wanted` by name; without names in all but init containers.
+    fn variables(
+        &mut self,
+        template: &Template,
+        spec: &Spec,
+        variables: &[&str],
+        wanted: Option<&[&str]>,
+        notes: &mut Vec<String>,
+    ) {
+        for name in wanted.unwrap_or_default() {
+            if !spec.all_containers().any(|container| container.name == *name) {
+                // Only a name that could be one is repeated: notes go into logs and terminals.
+                let shown = if plain_name(name) { name } else { "something" };
+                notes.push(format!("{CONTAINERS} names {shown}, which is no container"));
+            }
+        }
+        let is_wanted = |container: &Container| wanted.is_none_or(|names| names.contains(&container.name.as_str()));
+        for (index, container) in spec
+            .containers
+            .iter()
+            .enumerate()
+            .filter(|(_, container)| is_wanted(container))
+        {
+            self.set(
+                &format!("/spec/containers/{index}/env"),
+                container,
+                template,
+                variables,
+                notes,
+            );
+        }
+        for (index, container) in spec.init_containers.iter().flatten().enumerate() {
+            if wanted.is_none() || !is_wanted(container) {
+                continue;
+            }
+            if template.native {
+                self.set(
+                    &format!("/spec/initContainers/{index}/env"),
+                    container,
+                    template,
+                    variables,
+                    notes,
+                );
+            } else {
+                notes.push(format!("init container {} runs before the sidecar", container.name));
+            }
+        }
+    }
+
+    fn set(
+        &mut self,
+        path: &str,
+        container: &Container,
+        template: &Template,
+        variables: &[&str],
+        notes: &mut Vec<String>,
+    ) {
+        let there = |name: &str| container.env.iter().flatten().any(|variable| variable.name == name);
+        let mut missing = Vec::new();
+        for name in variables {
+            if there(name) {
+                notes.push(format!("container {} sets {name} itself", container.name));
+            } else {
+                missing.push(json!({ "name": name, "value": template.url }));
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        match &container.env {
+            None => self.add(path.to_owned(), Value::Array(missing)),
+            // From the last to the first, so that they stand in the order of the annotation.
+            Some(_) => missing
+                .into_iter()
+                .rev()
+                .for_each(|variable| self.add(format!("{path}/0"), variable)),
+        }
+    }
+
+    fn sidecar(&mut self, template: &Template, spec: &Spec) {
+        let container = template.container.clone();
+        match (template.native, &spec.init_containers) {
+            (true, Some(_)) => self.add("/spec/initContainers/0".to_owned(), container),
+            (true, None) => self.add("/spec/initContainers".to_owned(), json!([container])),
+            (false, _) => self.add("/spec/containers/-".to_owned(), container),
+        }
+        if spec.volumes.is_none() && !template.volumes.is_empty() {
+            self.add("/spec/volumes".to_owned(), json!([]));
+        }
+        for volume in template.volumes.values() {
+            self.add("/spec/volumes/-".to_owned(), volume.clone());
+        }
+        // Kubernetes' own default is 30 seconds.
+        let seconds = spec.termination_grace_period_seconds.unwrap_or(30);
+        if let Some(least) = template.grace_seconds.filter(|least| *least > seconds) {
+            self.add("/spec/terminationGracePeriodSeconds".to_owned(), json!(least));
+        }
+    }
+}
