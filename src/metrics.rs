@@ -83,6 +83,8 @@ inventory! {
     DESTINATION_RETRIED: Counter "flagtap_destination_events_retried_total" ["destination"] "Events sent again after a failed try.";
     DESTINATION_BLOCKED: Gauge "flagtap_destination_blocked" ["destination"] "1 while the destination refuses flagtap's configuration (credentials, name), else 0.";
     DESTINATION_PAUSED: Gauge "flagtap_destination_paused" ["destination"] "1 while delivery is paused by `paused: true`, else 0.";
+    CATALOGUE_READS: Counter "flagtap_catalogue_reads_total" ["outcome"] "Reads of LaunchDarkly's REST API: `read`, `refused` (the token), `unreachable` or `strange` (not what is documented).";
+    CATALOGUE_READ_TIME: Gauge "flagtap_catalogue_read_timestamp_seconds" [] "When LaunchDarkly's REST API was last read, Unix time; 0 before that.";
     QUEUE_AVAILABLE: Gauge "flagtap_queue_available" [] "1 while the queue takes appends, 0 while the tee is off.";
     QUEUE_BYTES: Gauge "flagtap_queue_bytes" [] "Bytes the queue uses on disk.";
     QUEUE_APPEND_SECONDS: Histogram "flagtap_queue_append_seconds" [] "Time until an append was durable.";

@@ -7,8 +7,9 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use crate::app::catalogue::Reader;
 use crate::config::{self, Config, Engine};
-use crate::coverage::file::{self, Keeper};
+use crate::coverage::file::{self, Environments, Keeper};
 use crate::coverage::{self, Environment};
 use crate::export::selection::FlagDefault;
 use crate::queue::{Queue, now_ms};
@@ -20,24 +21,29 @@ const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Flags {
     keeper: Arc<Keeper>,
+    catalogue: Reader,
     known_before: bool,
     since_ms: u64,
 }
 
 impl Flags {
     /// Returns the flags as they were left by the last process; a queue in memory leaves nothing.
-    pub(super) fn load(config: &Config) -> Self {
+    pub(super) fn load(config: &Config, catalogue: &Reader) -> Self {
         let folder = match &config.queue.engine {
             Engine::Sled { path } => Some(path.clone()),
             Engine::Memory => None,
         };
-        let loaded = folder.as_deref().map(file::load).unwrap_or_default();
-        for damage in &loaded.damage {
-            error!(%damage, "the record of when flags were first seen cannot be read");
+        let mut loaded = Environments::new();
+        if let Some(found) = folder.as_deref().map(file::load) {
+            for damage in &found.damage {
+                error!(%damage, "the record of when flags were first seen cannot be read");
+            }
+            loaded = found.content.unwrap_or_default();
         }
         Self {
-            known_before: !loaded.environments.is_empty(),
-            keeper: Arc::new(Keeper::new(folder, loaded.environments)),
+            known_before: !loaded.is_empty(),
+            keeper: Arc::new(Keeper::new(folder, loaded)),
+            catalogue: catalogue.clone(),
             since_ms: now_ms(),
         }
     }
@@ -48,6 +54,7 @@ impl Flags {
         if let FlagDefault::New { since_ms } = environment.export.flags.default
             && !known
             && since_ms <= now_ms()
+            && !self.catalogue.reads()
         {
             warn!(
                 environment = environment.name,
@@ -55,6 +62,7 @@ impl Flags {
                 "nothing is known of flags before now, so every flag counts as newer than export.flags.since"
             );
         }
+        flags.told_by(self.catalogue.place(environment));
         flags
     }
 

@@ -6,6 +6,7 @@
 //! reserve is over. Then the listener closes, destinations get what waits, the queue closes. One deadline bounds all of
 //! it, and a second signal ends it at once.
 
+mod catalogue;
 mod drains;
 mod exports;
 mod files;
@@ -46,6 +47,8 @@ use crate::queue::sled::SledQueue;
 use crate::queue::{self, Queue, Stats, system_clock};
 use crate::shutdown::Shutdown;
 
+use catalogue::Reader;
+pub(crate) use catalogue::whose;
 use exports::Kept;
 use flags::Flags;
 pub use live::SetLevel;
@@ -117,7 +120,8 @@ impl App {
             .map(|destination| destination.name.clone())
             .collect();
         // Before the queue: its lock keeps a second process from writing what this one reads.
-        let flags = Flags::load(&config);
+        let catalogue = Reader::load(&config);
+        let flags = Flags::load(&config, &catalogue);
         let queue = Arc::new(Observed::new(
             engine(&config, &names),
             Arc::clone(&metrics),
@@ -170,6 +174,12 @@ impl App {
         // Until nothing is received any more, and while the queue still has its folder.
         let keeping = tokio::spawn(flags.clone().keep(kept, stop_keeping.clone()));
         helpers.spawn(reload::watch(Arc::clone(&live), file, asked, stop_changing.clone()));
+        helpers.spawn(catalogue.clone().keep(
+            Arc::clone(&queue) as Arc<dyn Queue>,
+            Arc::clone(&metrics),
+            // As long as the queue has its folder.
+            stop_keeping.clone(),
+        ));
         let ready = Arc::new(AtomicBool::new(true));
         let shown = Arc::new(Telemetry {
             metrics: Arc::clone(&metrics),
@@ -179,8 +189,8 @@ impl App {
                 Box::new(move || queue.sample())
             },
             status: {
-                let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
-                Box::new(move || status::document(&queue.stats(), &live.shown()))
+                let (queue, live, catalogue) = (Arc::clone(&queue), Arc::clone(&live), catalogue.clone());
+                Box::new(move || status::document(&queue.stats(), &live.shown(), catalogue.status()))
             },
             coverage: {
                 let live = Arc::clone(&live);
@@ -196,7 +206,10 @@ impl App {
                 hosts: settings.hosts.clone(),
                 token: settings.token.clone(),
                 queue: Arc::clone(&queue) as Arc<dyn Queue>,
-                status: Box::new(move || status::whole(&of_status.stats(), &shown.shown(), &census.counted())),
+                status: Box::new(move || {
+                    let (stats, shown) = (of_status.stats(), shown.shown());
+                    status::whole(&stats, &shown, &census.counted(), catalogue.status())
+                }),
                 changing: Semaphore::new(1),
                 exports: Arc::clone(&live) as Arc<dyn Exports>,
             }));

@@ -98,6 +98,7 @@ fn keep_fixed(old: &Config, mut new: Config) -> (Config, Vec<&'static str>) {
         "queue.headroom": queue.headroom;
         "queue.sled": queue.engine;
         "dedupe.entries": dedupe.entries;
+        "launchdarkly": launchdarkly;
         "shutdown": shutdown;
     }
     // It goes with the new values of the other two, and not with those in force.

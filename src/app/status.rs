@@ -13,7 +13,7 @@ use crate::queue::{ConsumerStats, PartStats, Stats};
 use crate::secret::Secret;
 
 /// Returns the status as JSON: names and numbers, never event data.
-pub(super) fn document(stats: &Stats, shown: &Shown) -> Value {
+pub(super) fn document(stats: &Stats, shown: &Shown, catalogue: Option<Value>) -> Value {
     let deliveries = &shown.deliveries;
     let destinations: Map<String, Value> = deliveries
         .iter()
@@ -25,7 +25,7 @@ pub(super) fn document(stats: &Stats, shown: &Shown) -> Value {
         .filter(|consumer| !deliveries.iter().any(|delivery| delivery.name == consumer.name))
         .map(|consumer| consumer.name.as_str())
         .collect();
-    json!({
+    let mut document = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "tee": stats.unavailable.as_ref().map_or_else(|| json!("on"), |why| json!({ "off": why })),
         "configuration": {
@@ -41,13 +41,17 @@ pub(super) fn document(stats: &Stats, shown: &Shown) -> Value {
             "cursors_without_destination": unconfigured,
         },
         "destinations": destinations,
-    })
+    });
+    if let Some(catalogue) = catalogue {
+        document["launchdarkly"] = catalogue;
+    }
+    document
 }
 
 /// Returns everything that is known, as JSON: what [`document`] says, where everything is, who sends events, and what is
 /// configured; credentials masked.
-pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted]) -> Value {
-    let mut document = document(stats, shown);
+pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted], catalogue: Option<Value>) -> Value {
+    let mut document = document(stats, shown, catalogue);
     document["environments"] = environments(&shown.config);
     document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes);
     let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time(UNIX_EPOCH + Duration::from_millis(part.created_ms)) });

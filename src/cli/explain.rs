@@ -20,16 +20,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::app::platform;
+use crate::app::{platform, whose};
+use crate::catalogue::{self, Dates, Place, Shelf};
 use crate::cli::{UNUSABLE, print};
 use crate::config::{Config, Engine, Environment, process_environment};
 use crate::coverage;
 use crate::destination::{Destination, Encoded};
-use crate::event::Event;
+use crate::event::{Event, Kind};
 use crate::export::selection::{Judgement, Selection};
 use crate::export::{self, ExportEvent, Members, narrow};
 use crate::platform::launchdarkly::LaunchDarkly;
-use crate::platform::{Batch, Captured, Carrier, EventRoute, Identity, Platform as _, Route};
+use crate::platform::{Batch, Captured, Carrier, EventRoute, Identity, Platform as _, Route, Support};
+use crate::proxy::tee;
 use crate::queue::now_ms;
 use crate::record::{Origin, Record, RecordEvent};
 
@@ -132,6 +134,10 @@ impl<'a> Explainer<'a> {
             Engine::Sled { path } => coverage::file::look(path),
             Engine::Memory => Default::default(),
         };
+        let shelf = Arc::new(Shelf::default());
+        if let (Some(_), Engine::Sled { path }) = (&config.launchdarkly, &config.queue.engine) {
+            shelf.put(catalogue::stored::look(path));
+        }
         let mut destinations = HashMap::new();
         for destination in &config.destinations {
             destinations.insert(destination.name.clone(), destination.settings.open().await);
@@ -145,7 +151,11 @@ impl<'a> Explainer<'a> {
                 .collect(),
             flags: environments
                 .iter()
-                .map(|one| coverage::Environment::new(&one.name, seen.remove(&one.name).unwrap_or_default()))
+                .map(|one| {
+                    let flags = coverage::Environment::new(&one.name, seen.remove(&one.name).unwrap_or_default());
+                    flags.told_by(Place::new(Arc::clone(&shelf), whose(one)));
+                    flags
+                })
                 .collect(),
             destinations,
             arguments,
@@ -272,11 +282,28 @@ impl<'a> Explainer<'a> {
         ) else {
             return;
         };
-        let creation = flags.first_sights(now_ms());
+        let known = flags.known();
+        let first_sights = flags.first_sights(now_ms());
+        let creation = Dates::new(known.as_deref(), &first_sights);
+        let ids = tee::ids(
+            [&environment.project_id, &environment.environment_id],
+            captured.route.client_side_id.as_deref(),
+            known.as_deref(),
+        );
         let judge = selection.judge(batch.schema, &batch.sdk, &creation);
         let seed = self.platform.fingerprint(captured, index).seed;
+        if self.platform.sdk(&batch.sdk).support == Support::TooOld {
+            let _ = writeln!(
+                out,
+                "  {} does not know the choice of targeting rules: update it (docs/sdks.md has the versions)",
+                batch.sdk
+            );
+        }
         for event in &batch.events {
             let _ = writeln!(out, "event {}: {}", event.index, title(event));
+            if let Some(told) = known.as_ref().and_then(|known| told(event, known)) {
+                let _ = writeln!(out, "  LaunchDarkly: {told}");
+            }
             let judgement = judge.event(event);
             let (verb, label, setting, what) = match judgement {
                 Judgement::Keep { by, ratio: 0 | 1 } => ("exports it", String::new(), by.setting(), by.what()),
@@ -304,7 +331,12 @@ impl<'a> Explainer<'a> {
                     let _ = writeln!(out, "  remedy: {}", reason.remedy());
                 }
                 (Judgement::Keep { .. }, json) => {
-                    let record = record(environment, batch, event, json.unwrap_or_default(), seed);
+                    let json = json.unwrap_or_default();
+                    let json = match &known {
+                        Some(known) => catalogue::named(json, event, known),
+                        None => json,
+                    };
+                    let record = record(environment, &ids, batch, event, json, seed);
                     self.deliver(environment, &record, out, sent);
                 }
             }
@@ -369,13 +401,38 @@ fn title(event: &Event) -> String {
     format!("{} {key}", event.kind).trim_end().to_owned()
 }
 
-fn record(environment: &Environment, batch: &Batch, event: &Event, json: Bytes, id_seed: [u8; 16]) -> Record {
+/// Returns what LaunchDarkly says of the flag and of the rule that an evaluation matched.
+fn told(event: &Event, known: &catalogue::Environment) -> Option<String> {
+    let flag = known.flags.get(&*event.key()?)?;
+    if !matches!(event.kind, Kind::Feature | Kind::Debug) {
+        return None;
+    }
+    let created = i64::try_from(flag.created_ms).ok();
+    let created = created.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())?;
+    let mut told = format!("the flag was created {created}");
+    let reason = event.reason().and_then(Members::of);
+    let id = reason.and_then(|reason| serde_json::from_str::<String>(reason.get("ruleId")?).ok());
+    if let Some(rule) = id.and_then(|id| flag.rules.iter().find(|rule| rule.id == id)) {
+        let description = rule.description.as_deref().unwrap_or("without description");
+        let _ = write!(told, "; rule {}: {description}", rule.id);
+    }
+    Some(told)
+}
+
+fn record(
+    environment: &Environment,
+    (project_id, environment_id): &(String, String),
+    batch: &Batch,
+    event: &Event,
+    json: Bytes,
+    id_seed: [u8; 16],
+) -> Record {
     Record {
         received_ms: now_ms(),
         origin: Origin {
             environment: environment.name.clone(),
-            project_id: environment.project_id.clone(),
-            environment_id: environment.environment_id.clone(),
+            project_id: project_id.clone(),
+            environment_id: environment_id.clone(),
             schema: batch.schema,
             sdk: batch.sdk.clone(),
             tags: batch.tags.clone(),

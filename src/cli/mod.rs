@@ -22,6 +22,7 @@ mod coverage;
 mod demo;
 mod drain;
 mod explain;
+mod import;
 mod injector;
 mod probe;
 mod probe_destinations;
@@ -119,6 +120,11 @@ enum Command {
     Explain(explain::Arguments),
     /// Print the JSON Schema of the configuration file.
     Schema,
+    /// Write a configuration from what is set up in LaunchDarkly: its Data Export destinations, environments and flags.
+    Import {
+        #[command(subcommand)]
+        source: import::Command,
+    },
     /// Serve the admission webhook that adds the relay to pods as a sidecar.
     Injector(Box<injector::Arguments>),
     /// Print docs/metrics.md.
@@ -180,6 +186,7 @@ pub fn main() -> ExitCode {
             print(&schema::document());
             ExitCode::SUCCESS
         }
+        Command::Import { source } => import::run(source),
         Command::Injector(arguments) => injector::run(*arguments),
         Command::Metrics => {
             print(&crate::metrics::document());

@@ -90,7 +90,9 @@ impl Leaf for Kind {
 
 /// Reads `environments`.
 pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadEnvironment> {
-    let environments = root.sections("environments", read);
+    // LaunchDarkly's API tells the ids that are left out here.
+    let ids_are_told = root.has("launchdarkly");
+    let environments = root.sections("environments", |section| read(section, ids_are_told));
     if !root.has("environments") || root.is_empty("environments") {
         root.problem(
             root.has("environments").then_some("environments"),
@@ -100,7 +102,7 @@ pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadEnvironment> {
     environments
 }
 
-fn read(section: &mut Section<'_>) -> ReadEnvironment {
+fn read(section: &mut Section<'_>, ids_are_told: bool) -> ReadEnvironment {
     let name = read_name(section);
     let project_id = read_id(section, "project_id", "project");
     let environment_id = read_id(section, "environment_id", "environment");
@@ -142,7 +144,7 @@ fn read(section: &mut Section<'_>) -> ReadEnvironment {
         // A LaunchDarkly environment's id and its client-side id are the same.
         (None, [only]) => only.clone(),
         (None, _) => {
-            if !section.has("environment_id") {
+            if !section.has("environment_id") && !ids_are_told {
                 section.warn(
                     None,
                     "has no `environment_id`: exported events carry an empty environment",
@@ -152,7 +154,7 @@ fn read(section: &mut Section<'_>) -> ReadEnvironment {
         }
     };
     let project_id = project_id.unwrap_or_else(|| {
-        if !section.has("project_id") {
+        if !section.has("project_id") && !ids_are_told {
             section.warn(None, "has no `project_id`: exported events carry an empty project");
         }
         String::new()

@@ -8,6 +8,7 @@ mod admin;
 mod check;
 mod destinations;
 mod environments;
+mod launchdarkly;
 mod queue;
 mod selection;
 mod traffic;
@@ -25,6 +26,7 @@ use crate::section::{self, Leaf, Section};
 pub use admin::Admin;
 pub use destinations::Destination;
 pub use environments::{Credentials, Environment};
+pub use launchdarkly::LaunchDarkly;
 pub use queue::{Dedupe, Engine, Queue, WhenFull};
 pub use traffic::{Limits, Listen, OnFailure, Tee, Tls, Upstream, When};
 pub use written::{document, export, yaml};
@@ -53,6 +55,8 @@ pub struct Config {
     pub queue: Queue,
     /// How an SDK's retry is recognised.
     pub dedupe: Dedupe,
+    /// LaunchDarkly's REST API, if more is to be known of flags than traffic shows.
+    pub launchdarkly: Option<LaunchDarkly>,
     /// Whose events are exported. At least one.
     pub environments: Vec<Environment>,
     /// Where events go.
@@ -193,6 +197,7 @@ impl Config {
             tee: Tee::default(),
             queue: Queue::default(),
             dedupe: Dedupe::default(),
+            launchdarkly: None,
             environments: vec![Environment::lone(&archive.name)],
             destinations: vec![archive],
             shutdown: Grace::default(),
@@ -220,6 +225,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
     let tee = root.section("tee", traffic::read_tee).unwrap_or_default();
     let queue = queue::read_queue(root);
     let dedupe = root.section("dedupe", queue::read_dedupe).unwrap_or_default();
+    let launchdarkly = launchdarkly::read(root);
     let environments = environments::read_all(root);
     let destinations = destinations::read_all(root);
     let shutdown = root.section("shutdown", read_grace).unwrap_or_default();
@@ -237,6 +243,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         tee,
         queue,
         dedupe,
+        launchdarkly,
         environments: environments.into_iter().map(|read| read.value).collect::<Option<_>>()?,
         destinations: destinations.into_iter().map(|read| read.value).collect::<Option<_>>()?,
         shutdown,

@@ -1,103 +1,67 @@
-//! When each flag was first seen, kept across restarts.
+//! When each flag was first seen, kept across restarts in the file `flags`.
 //!
 //! ```text
-//! flagtap-flags 1 <CRC-32 of the rest, 8 hex digits> <length of the rest>\n
+//! flagtap-flags 1 …                                         (the first line of crate::kept)
 //! environment <name as a JSON string>\n
 //! <Unix milliseconds> <flag key as a JSON string>\n        any number, of the environment above
 //! ```
 //!
-//! Written as a whole: to `flags.new`, synced, then the file so far becomes `flags.previous` and the new one `flags`. A
-//! crash at any point leaves one of the two whole; damage to one leaves the other, which is a write older. Environments
-//! that are not configured are kept.
+//! Environments that are not configured are kept.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Environment, MAX_FLAGS};
+use crate::kept::{Found, Kept};
 
 /// When flags were first seen, Unix milliseconds, by key.
 pub type Sightings = HashMap<String, u64>;
 
-const HEAD: &str = "flagtap-flags 1";
+const KEPT: Kept = Kept {
+    name: "flags",
+    head: "flagtap-flags 1",
+    // More than any number of environments that one relay serves fills.
+    most_bytes: 256 * 1024 * 1024,
+};
 
-/// More than any number of environments that one relay serves fills.
-const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// The sightings of each environment, by its name.
+pub type Environments = BTreeMap<String, Sightings>;
 
-/// What was read at the start.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    /// The sightings of each environment.
-    pub environments: BTreeMap<String, Sightings>,
-    /// Nothing was there: no flag was ever seen here.
-    pub fresh: bool,
-    /// What had to be passed over, for the log.
-    pub damage: Vec<String>,
-}
-
-/// Reads what is kept in `folder`. What cannot be read is reported, and damage put aside as `<name>.damaged`.
-pub fn load(folder: &Path) -> Loaded {
-    let mut loaded = Loaded {
-        fresh: true,
-        ..Loaded::default()
-    };
-    for name in ["flags", "flags.previous"] {
-        let path = folder.join(name);
-        match read(&path) {
-            Ok(None) => {}
-            Ok(Some(environments)) => {
-                loaded.environments = environments;
-                loaded.fresh = false;
-                return loaded;
-            }
-            Err(error) => {
-                loaded.fresh = false;
-                loaded.damage.push(format!("{}: {error}", path.display()));
-                // What cannot be read at all may be readable again. Not being able to put damage aside is no reason to
-                // stop: it is overwritten later.
-                if matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::InvalidData) {
-                    let _ = fs::rename(&path, folder.join(format!("{name}.damaged")));
-                }
-            }
-        }
-    }
-    loaded
+/// Reads what is kept in `folder`. What cannot be read is reported, and damage put aside.
+pub fn load(folder: &Path) -> Found<Environments> {
+    KEPT.load(folder, parse)
 }
 
 /// Reads what is kept in `folder`, which may belong to a running relay: changes nothing. Empty if nothing can be read.
-pub fn look(folder: &Path) -> BTreeMap<String, Sightings> {
-    let kept = ["flags", "flags.previous"].into_iter();
-    kept.filter_map(|name| read(&folder.join(name)).ok().flatten())
-        .next()
-        .unwrap_or_default()
+pub fn look(folder: &Path) -> Environments {
+    KEPT.look(folder, parse).unwrap_or_default()
 }
 
 /// The environments of this process, and the folder that keeps their sightings.
 pub struct Keeper {
     folder: Option<PathBuf>,
-    kept: Mutex<Kept>,
+    table: Mutex<Table>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Table {
     environments: BTreeMap<String, Arc<Environment>>,
     /// Sightings of environments that nobody asked for yet.
-    others: BTreeMap<String, Sightings>,
+    others: Environments,
 }
 
 impl Keeper {
     /// Returns a keeper that goes on from the sightings that were loaded. Without a folder nothing is written.
-    pub fn new(folder: Option<PathBuf>, loaded: BTreeMap<String, Sightings>) -> Self {
-        let kept = Kept {
+    pub fn new(folder: Option<PathBuf>, loaded: Environments) -> Self {
+        let table = Table {
             others: loaded,
-            ..Kept::default()
+            ..Table::default()
         };
         Self {
             folder,
-            kept: Mutex::new(kept),
+            table: Mutex::new(table),
         }
     }
 
@@ -145,34 +109,17 @@ impl Keeper {
         written.map(|()| true)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         // What is inserted is whole, so a panic elsewhere left nothing half done.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn write(folder: &Path, environments: &BTreeMap<String, Sightings>) -> io::Result<()> {
-    let body = render(environments)?;
-    let head = format!("{HEAD} {:08x} {}\n", crc32fast::hash(body.as_bytes()), body.len());
-    let (new, current) = (folder.join("flags.new"), folder.join("flags"));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(head.as_bytes())?;
-    file.write_all(body.as_bytes())?;
-    file.sync_all()?;
-    match fs::rename(&current, folder.join("flags.previous")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::rename(&new, &current)?;
-    File::open(folder)?.sync_all()
+fn write(folder: &Path, environments: &Environments) -> io::Result<()> {
+    KEPT.write(folder, &render(environments)?)
 }
 
-fn render(environments: &BTreeMap<String, Sightings>) -> io::Result<String> {
+fn render(environments: &Environments) -> io::Result<String> {
     let mut body = String::new();
     for (name, sightings) in environments {
         body.push_str(&format!("environment {}\n", serde_json::to_string(name)?));
@@ -184,27 +131,7 @@ fn render(environments: &BTreeMap<String, Sightings>) -> io::Result<String> {
     Ok(body)
 }
 
-/// Returns what a file holds; `None` if there is none.
-fn read(path: &Path) -> io::Result<Option<BTreeMap<String, Sightings>>> {
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(file) => file.take(MAX_FILE_BYTES).read_to_string(&mut text)?,
-        // The queue says what is wrong with a folder that is none.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    parse(&text).map(Some).map_err(io::Error::other)
-}
-
-fn parse(text: &str) -> Result<BTreeMap<String, Sightings>, &'static str> {
-    let (head, body) = text.split_once('\n').ok_or("has no first line")?;
-    let rest = head.strip_prefix(HEAD).ok_or("is of another version")?;
-    let expected = format!(" {:08x} {}", crc32fast::hash(body.as_bytes()), body.len());
-    if rest != expected {
-        return Err("is damaged: its checksum does not match");
-    }
+fn parse(body: &str) -> Result<Environments, &'static str> {
     let mut environments = BTreeMap::new();
     let mut sightings: Option<&mut Sightings> = None;
     for line in body.lines() {
@@ -225,12 +152,12 @@ fn parse(text: &str) -> Result<BTreeMap<String, Sightings>, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::fs;
 
     use super::*;
 
-    fn kept(folder: &Path, environments: &[(&str, &[(&str, u64)])]) -> BTreeMap<String, Sightings> {
-        let all: BTreeMap<String, Sightings> = environments
+    fn kept(folder: &Path, environments: &[(&str, &[(&str, u64)])]) -> Environments {
+        let all: Environments = environments
             .iter()
             .map(|(name, flags)| {
                 let flags = flags.iter().map(|(key, ms)| ((*key).to_owned(), *ms));
@@ -250,45 +177,21 @@ mod tests {
             &[("production", &[("a", 1), ("odd \"key\"\n é", 2)]), ("test", &[])],
         );
         let loaded = load(folder.path());
-        assert_eq!(loaded.environments, all);
+        assert_eq!(loaded.content.as_ref(), Some(&all));
         assert_eq!(look(folder.path()), all);
         assert!(!loaded.fresh && loaded.damage.is_empty());
     }
 
     #[test]
-    fn damage_to_the_file_leaves_the_one_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = kept(folder.path(), &[("production", &[("a", 1)])]);
-        kept(folder.path(), &[("production", &[("a", 1), ("b", 2)])]);
-        let path = folder.path().join("flags");
-        let mut bytes = fs::read(&path).unwrap();
-        let last = bytes.len() - 3;
-        bytes[last] ^= 1;
-        fs::write(&path, bytes).unwrap();
-        assert_eq!(look(folder.path()), first);
-        assert!(!folder.path().join("flags.damaged").exists());
-        let loaded = load(folder.path());
-        assert_eq!(loaded.environments, first);
-        assert_eq!(loaded.damage.len(), 1);
-        assert!(folder.path().join("flags.damaged").exists());
-    }
-
-    #[test]
-    fn a_folder_that_is_none_holds_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("queue");
-        fs::write(&path, "no folder").unwrap();
-        let loaded = load(&path);
-        assert!(loaded.fresh && loaded.damage.is_empty(), "{loaded:?}");
-    }
-
-    #[test]
-    fn a_crash_between_the_renames_leaves_the_one_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = kept(folder.path(), &[("production", &[("a", 1)])]);
-        fs::rename(folder.path().join("flags"), folder.path().join("flags.previous")).unwrap();
-        fs::write(folder.path().join("flags.new"), "flagtap-fl").unwrap();
-        assert_eq!(load(folder.path()).environments, first);
+    fn lines_that_mean_nothing_are_damage() {
+        for (body, what) in [
+            ("environment\n", "a line without a name"),
+            ("environment production\n", "a name that is no JSON string"),
+            ("1 \"a\"\n", "a flag of no environment"),
+            ("environment \"production\"\nsoon \"a\"\n", "a time that is no number"),
+        ] {
+            assert!(parse(body).unwrap_err().contains(what), "{body}");
+        }
     }
 
     #[test]
@@ -305,23 +208,6 @@ mod tests {
         fs::create_dir(&path).unwrap();
         assert!(keeper.keep().unwrap());
         assert!(!keeper.keep().unwrap());
-        assert_eq!(load(&path).environments["gone"], others["gone"]);
-    }
-
-    proptest! {
-        /// Whatever one change does to the file, it is noticed, or means the same as before.
-        #[test]
-        fn no_change_of_a_byte_goes_unnoticed(at in 0usize..200, byte: u8) {
-            let flags = Sightings::from([("a".to_owned(), 1_700_000_000_000), ("b".to_owned(), 2)]);
-            let all = BTreeMap::from([("production".to_owned(), flags)]);
-            let body = render(&all).unwrap();
-            let whole = format!("{HEAD} {:08x} {}\n{body}", crc32fast::hash(body.as_bytes()), body.len());
-            let mut bytes = whole.into_bytes();
-            let at = at % bytes.len();
-            prop_assume!(bytes[at] != byte);
-            bytes[at] = byte;
-            let read = String::from_utf8(bytes).ok().and_then(|text| parse(&text).ok());
-            prop_assert_eq!(read, None);
-        }
+        assert_eq!(load(&path).content.unwrap()["gone"], others["gone"]);
     }
 }

@@ -5,8 +5,9 @@
 //! only counted. Holds flag keys, SDK names and numbers; nothing about a context.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::catalogue::{Known, Place};
 use crate::export::selection::Creation;
 
 pub mod file;
@@ -41,6 +42,7 @@ pub struct Sender {
 /// One environment's flags.
 pub struct Environment {
     name: String,
+    place: RwLock<Place>,
     table: Mutex<Table>,
 }
 
@@ -77,11 +79,23 @@ impl Environment {
         });
         Self {
             name: name.to_owned(),
+            place: RwLock::default(),
             table: Mutex::new(Table {
                 flags: flags.collect(),
                 ..Table::default()
             }),
         }
+    }
+
+    /// Has the environment know what LaunchDarkly tells of it.
+    pub fn told_by(&self, place: Place) {
+        *self.place.write().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    /// Returns what LaunchDarkly tells of the environment, if it does.
+    pub fn known(&self) -> Option<Known> {
+        let place = self.place.read().unwrap_or_else(PoisonError::into_inner);
+        place.known()
     }
 
     /// Returns the configured name.

@@ -3,17 +3,20 @@
 //! ```text
 //! {"since":T, "environments":[{"name":…, "flags_followed":n, "flags_beyond":n, "flags":[{
 //!    "flag":…, "evaluations":n, "received":n, "exported":n, "not_kept":n, "first_seen":T, "last_seen":T, "sdks":[…],
-//!    "not_exported":[{"reason":…, "events":n, "setting":…, "what":…, "remedy":…, "rest":…, "terraform":…}]}]}]}
+//!    "not_exported":[{"reason":…, "events":n, "setting":…, "what":…, "remedy":…, "rest":…, "terraform":…}],
+//!    "launchdarkly":{"created":T, "detailed_events":"on"|"by rule"|"off",
+//!       "rules":[{"id":…, "description":…, "detailed_events":bool}]}}]}]}
 //! ```
 //!
 //! Counts are since the start, but for `first_seen`. `evaluations` are those that summaries count, exported or not;
 //! `received` and what follows are `feature` events. `reason` is a label of `flagtap_events_filtered_total`, or
-//! `detailed_events_off` or `sdk_too_old`.
+//! `detailed_events_off` or `sdk_too_old`. `launchdarkly` is there if its API tells of the flag.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{Environment, Flag, Sender, Table};
+use crate::catalogue;
 use crate::export::selection::Reason;
 
 /// Returns the coverage of environments, those with this name if one is given. `since_ms`: when counting began.
@@ -30,6 +33,7 @@ pub fn document<'a>(
 }
 
 fn one(environment: &Environment) -> Value {
+    let known = environment.known();
     let table = environment.lock();
     let mut flags: Vec<(&str, &Flag)> = table
         .flags
@@ -40,7 +44,7 @@ fn one(environment: &Environment) -> Value {
     flags.sort_unstable_by_key(|(key, _)| *key);
     let flags: Vec<Value> = flags
         .into_iter()
-        .map(|(key, flag)| describe(key, flag, &table))
+        .map(|(key, flag)| describe(key, flag, &table, known.as_deref()))
         .collect();
     json!({
         "name": environment.name(),
@@ -50,7 +54,7 @@ fn one(environment: &Environment) -> Value {
     })
 }
 
-fn describe(key: &str, flag: &Flag, table: &Table) -> Value {
+fn describe(key: &str, flag: &Flag, table: &Table, known: Option<&catalogue::Environment>) -> Value {
     let counts = &flag.counts;
     let senders: Vec<&Sender> = table
         .sdks
@@ -60,7 +64,7 @@ fn describe(key: &str, flag: &Flag, table: &Table) -> Value {
         .map(|(_, sender)| sender)
         .collect();
     let sdks: Vec<&str> = senders.iter().map(|sender| sender.sdk.as_str()).collect();
-    json!({
+    let mut shown = json!({
         "flag": key,
         "evaluations": counts.evaluations,
         "received": counts.received,
@@ -68,19 +72,35 @@ fn describe(key: &str, flag: &Flag, table: &Table) -> Value {
         "not_kept": counts.lost,
         "first_seen": time(flag.first_seen_ms),
         "last_seen": time(flag.last_seen_ms),
-        "not_exported": why(key, flag, &senders),
+        "not_exported": why(key, flag, &senders, known),
         "sdks": sdks,
-    })
+    });
+    if let Some(flag) = known.and_then(|known| known.flags.get(key)) {
+        shown["launchdarkly"] = told(flag);
+    }
+    shown
+}
+
+fn told(flag: &catalogue::Flag) -> Value {
+    let by_rule = flag.tracks_fallthrough || flag.rules.iter().any(|rule| rule.tracked);
+    let detailed_events = match (flag.tracked, by_rule) {
+        (true, _) => "on",
+        (false, true) => "by rule",
+        (false, false) => "off",
+    };
+    let rule = |rule: &catalogue::Rule| json!({ "id": rule.id, "description": rule.description, "detailed_events": rule.tracked });
+    let rules: Vec<Value> = flag.rules.iter().map(rule).collect();
+    json!({ "created": time(flag.created_ms), "detailed_events": detailed_events, "rules": rules })
 }
 
 /// Returns why evaluations of a flag are not exported, the weightiest reason first.
-fn why(key: &str, flag: &Flag, senders: &[&Sender]) -> Vec<Value> {
+fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::Environment>) -> Vec<Value> {
     let counts = &flag.counts;
     let mut held = counts.held.clone();
     held.sort_unstable_by_key(|(reason, events)| (std::cmp::Reverse(*events), *reason));
     let mut why: Vec<Value> = held
         .into_iter()
-        .map(|(reason, events)| held_by(key, reason, events))
+        .map(|(reason, events)| held_by(key, reason, events, known))
         .collect();
     if counts.received == 0 && counts.evaluations > 0 {
         let mut shown = reason(
@@ -90,7 +110,7 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender]) -> Vec<Value> {
             "SDKs count the flag's evaluations and send no event for them: detailed events are off in LaunchDarkly",
             "turn on detailed events of the flag, or of some of its targeting rules, in LaunchDarkly",
         );
-        shown.extend(switch_on(key));
+        shown.extend(switch_on(key, known));
         why.push(Value::Object(shown));
         for sender in senders.iter().filter(|sender| sender.too_old) {
             why.push(Value::Object(reason(
@@ -105,10 +125,10 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender]) -> Vec<Value> {
     why
 }
 
-fn held_by(key: &str, by: Reason, events: u64) -> Value {
+fn held_by(key: &str, by: Reason, events: u64, known: Option<&catalogue::Environment>) -> Value {
     let mut shown = reason(by.as_str(), events, by.setting(), by.what(), by.remedy());
     if by == Reason::NotTracked {
-        shown.extend(switch_on(key));
+        shown.extend(switch_on(key, known));
     }
     Value::Object(shown)
 }
@@ -127,22 +147,31 @@ fn reason(name: &str, events: u64, setting: &str, what: &str, remedy: &str) -> M
 
 /// Returns what turns detailed events on: a call of LaunchDarkly's REST API (JSON Patch of the flag, property
 /// `environments.<key>.trackEvents`), and the attribute of Terraform's `launchdarkly_feature_flag_environment`. Nothing for a
-/// key that no flag can have: it comes from traffic and is meant for a shell.
-fn switch_on(key: &str) -> Vec<(String, Value)> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if !key.chars().all(plain) || key.starts_with('-') {
+/// key that no flag can have: it comes from traffic and is meant for a shell. Project and environment stand there by their
+/// keys if LaunchDarkly tells them, else as variables.
+fn switch_on(key: &str, known: Option<&catalogue::Environment>) -> Vec<(String, Value)> {
+    if !is_plain(key) {
         return Vec::new();
     }
+    let known = known.filter(|known| is_plain(&known.project_key) && is_plain(&known.key));
+    let project = known.map_or("$PROJECT_KEY", |known| &known.project_key);
+    let environment = known.map_or("'\"$ENVIRONMENT_KEY\"'", |known| &known.key);
     let rest = format!(
-        "curl -X PATCH \"https://app.launchdarkly.com/api/v2/flags/$PROJECT_KEY/{key}\" \
+        "curl -X PATCH \"https://app.launchdarkly.com/api/v2/flags/{project}/{key}\" \
          -H \"Authorization: $LD_API_TOKEN\" -H \"Content-Type: application/json\" \
-         -d '[{{\"op\":\"replace\",\"path\":\"/environments/'\"$ENVIRONMENT_KEY\"'/trackEvents\",\"value\":true}}]'"
+         -d '[{{\"op\":\"replace\",\"path\":\"/environments/{environment}/trackEvents\",\"value\":true}}]'"
     );
-    let terraform = format!("track_events = true    # launchdarkly_feature_flag_environment of \"<project>/{key}\"");
+    let project = known.map_or("<project>", |known| &known.project_key);
+    let terraform = format!("track_events = true    # launchdarkly_feature_flag_environment of \"{project}/{key}\"");
     vec![
         ("rest".to_owned(), json!(rest)),
         ("terraform".to_owned(), json!(terraform)),
     ]
+}
+
+fn is_plain(key: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    key.chars().all(plain) && !key.starts_with('-')
 }
 
 fn time(ms: u64) -> Value {

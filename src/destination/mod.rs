@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::export::ExportEvent;
 use crate::export::form::Form;
 use crate::section::Section;
+use crate::web;
 
 pub mod answers;
 pub mod azure_event_hubs;
@@ -30,7 +31,6 @@ mod reading;
 mod receiver;
 pub mod segment;
 pub mod stdout;
-pub mod web;
 pub mod webhook;
 
 /// Declares the registry: one line per kind of destination, `Variant = "kind" as alias: module in field`. A kind behind
@@ -255,6 +255,18 @@ fn on_one_line(mut record: Vec<u8>) -> Vec<u8> {
     }
     record.push(b'\n');
     record
+}
+
+/// Asks whether a service's host answers at all, whatever it answers: what a probe can do where no call is harmless.
+/// `look_at` names the settings that could be wrong.
+async fn reach(base: &str, look_at: &str) -> Result<(), ProbeError> {
+    match web::ask(|client| client.head(base)).await {
+        Ok(_) => Ok(()),
+        Err(why) => Err(ProbeError {
+            why: format!("{base} cannot be reached: {why}"),
+            remedy: format!("allow the way there (egress rules, `HTTPS_PROXY`), or look at {look_at}"),
+        }),
+    }
 }
 
 /// Returns the verdicts of a request whose items all had the same fate.

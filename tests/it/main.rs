@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod admin_api;
+mod catalogue;
+mod chosen;
 mod commands;
 mod corruption;
 mod crash;
@@ -16,6 +18,7 @@ mod exactly_once;
 mod form;
 mod harness;
 mod hostile;
+mod import;
 mod injector;
 mod injector_tls;
 mod kinds;

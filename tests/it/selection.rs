@@ -33,8 +33,8 @@ fn explain(config: &str, arguments: &[&str], input: &[u8]) -> (String, String) {
     (String::from_utf8(output.stdout).unwrap(), said)
 }
 
-/// Scenario: each example of docs/selection.md: settings, an event, and what is said of it.
-/// Guarantees: `flagtap explain` says exactly that. `FLAGTAP_UPDATE_GOLDEN=1` writes the page's answers.
+/// Scenario: each example of docs/selection.md: settings, an event, what is said of it and, in some, what is sent.
+/// Guarantees: `flagtap explain` says and prints exactly that. `FLAGTAP_UPDATE_GOLDEN=1` writes the page's answers.
 #[test]
 fn the_examples_of_the_documentation_are_true() {
     let page = fixture("../docs/selection.md");
@@ -56,17 +56,28 @@ fn the_examples_of_the_documentation_are_true() {
                     assert_eq!(content, said, "settings:\n{config}\nevent:\n{event}");
                 }
             }
+            "ndjson" => {
+                let (sent, _) = explain(&config, &["--output"], event.as_bytes());
+                if std::env::var_os("FLAGTAP_UPDATE_GOLDEN").is_some() {
+                    *part = format!("ndjson\n{sent}");
+                } else {
+                    assert_eq!(content, sent, "settings:\n{config}\nevent:\n{event}");
+                }
+            }
             _ => {}
         }
     }
-    assert!(examples >= 14, "{examples}");
+    assert!(examples >= 20, "{examples}");
     if std::env::var_os("FLAGTAP_UPDATE_GOLDEN").is_some() {
         fs::write(page, parts.join("```")).unwrap();
     }
 }
 
-/// Returns a configuration with these settings of an environment (`export`) or of a destination.
+/// Returns a configuration with these settings of an environment (`export`) or of a destination; a whole one as it is.
 fn with_settings(settings: &str) -> String {
+    if settings.starts_with("environments:") {
+        return format!("queue: {{ sled: {{ path: ./no-queue-here }} }}\n{settings}");
+    }
     let indented: String = settings.lines().map(|line| format!("    {line}\n")).collect();
     let (environment, destination) = match settings.starts_with("export:") {
         true => (indented.as_str(), ""),

@@ -18,12 +18,13 @@ use reqwest::{Client, RequestBuilder};
 use sha2::{Digest, Sha256};
 
 use super::answers::{Answer, Means, of_code, of_status};
-use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, web};
+use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all};
 use crate::export::form::Form;
 use crate::export::{ExportEvent, envelope};
 use crate::secret::Secret;
 use crate::section::Section;
 use crate::units::{ByteSize, hex};
+use crate::web;
 
 mod table;
 #[cfg(test)]

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::Settings;
-use crate::destination::web;
+use crate::web;
 
 /// What is asked of Google for the credentials: to publish, and to look at the topic.
 const SCOPE: &str = "https://www.googleapis.com/auth/pubsub";

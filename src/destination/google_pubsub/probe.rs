@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::connection::{Connection, Trouble, endpoint};
 use super::{PATIENCE, Settings};
 use crate::destination::ProbeError;
-use crate::destination::web::{self, Reply, short};
+use crate::web::{self, Reply, short};
 
 const PUBLISH: &str = "pubsub.topics.publish";
 const GRANT: &str = "grant the account roles/pubsub.publisher on the topic";

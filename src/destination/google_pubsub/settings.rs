@@ -5,10 +5,10 @@
 
 use std::path::PathBuf;
 
-use crate::destination::web;
 use crate::export::form::Form;
 use crate::section::Section;
 use crate::units::ByteSize;
+use crate::web;
 
 /// Messages in one request (<https://cloud.google.com/pubsub/quotas#resource_limits>).
 const MOST_MESSAGES: u16 = 1000;

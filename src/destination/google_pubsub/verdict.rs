@@ -13,7 +13,7 @@ use google_cloud_pubsub::error::PublishError;
 use super::connection::{Trouble, told};
 use crate::destination::Verdict;
 use crate::destination::answers::{Answer, Means, On, of_code};
-use crate::destination::web::short;
+use crate::web::short;
 
 /// Why a message is sent again that nobody answered for.
 pub(super) const NO_ANSWER: &str = "no answer in time";

@@ -20,12 +20,12 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use sha2::{Digest, Sha256};
 
-use super::web;
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one_line};
 use crate::export::form::Form;
 use crate::export::{ExportEvent, envelope};
 use crate::section::Section;
 use crate::units::{ByteSize, hex};
+use crate::web;
 
 mod answers;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::answers::{
 };
 use crate::destination::Verdict;
 use crate::destination::answers::{Answer, Means, of_code, of_status};
-use crate::destination::web::{all_causes, causes, short};
+use crate::web::{all_causes, causes, short};
 
 /// Codes whose message can quote an event's values.
 const INVALID: [&str; 2] = ["ValidationException", "SerializationException"];

@@ -14,13 +14,13 @@ use reqwest::Client;
 use serde_json::Value;
 
 use super::answers::{Answer, Means, On, of_status};
-use super::web::{self, Reply, short};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all};
 use crate::export::ExportEvent;
 use crate::export::fields::Fields;
 use crate::export::form::DefaultMeans;
 use crate::secret::Secret;
 use crate::section::Section;
+use crate::web::{self, Reply, short};
 
 mod bulk;
 mod event;
@@ -249,7 +249,7 @@ impl Destination for Mparticle {
 
     async fn probe(&self) -> Result<String, ProbeError> {
         let base = self.settings.base();
-        web::reach(&base, "`pod` and `endpoint`").await?;
+        super::reach(&base, "`pod` and `endpoint`").await?;
         Ok(format!(
             "{base} answers; whether `api_key`, `secret` and `pod` are right only an event can tell, since mParticle \
              has no call that checks them"

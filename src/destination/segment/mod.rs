@@ -15,13 +15,13 @@ use reqwest::Client;
 use serde_json::Value;
 
 use super::answers::{Answer, Means, On, of_status};
-use super::web::{self, Reply};
 use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all};
 use crate::export::ExportEvent;
 use crate::export::form::DefaultMeans;
 use crate::export::json::push_text;
 use crate::secret::Secret;
 use crate::section::Section;
+use crate::web::{self, Reply};
 
 mod message;
 #[cfg(test)]
@@ -242,7 +242,7 @@ impl Destination for Segment {
 
     async fn probe(&self) -> Result<String, ProbeError> {
         let base = self.settings.base();
-        web::reach(base, "`endpoint`").await?;
+        super::reach(base, "`endpoint`").await?;
         Ok(format!(
             "{base} answers; whether `write_key` and `region` are right only the source's debugger can tell, since \
              Segment answers 200 to any"

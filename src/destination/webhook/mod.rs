@@ -16,13 +16,13 @@ use http::{HeaderMap, Method};
 use reqwest::{Client, RequestBuilder};
 use sha2::{Digest, Sha256};
 
-use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, on_one_line};
-use super::{answers, web};
+use super::{Destination, Encoded, Item, Limits, ProbeError, Verdict, all, answers, on_one_line};
 use crate::export::ExportEvent;
 use crate::export::form::Form;
 use crate::secret::Secret;
 use crate::section::Section;
 use crate::units::{ByteSize, hex};
+use crate::web;
 
 mod headers;
 mod signature;

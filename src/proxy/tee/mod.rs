@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use tokio::sync::Semaphore;
 
+use crate::catalogue;
 use crate::coverage;
 use crate::export::selection::Selection;
 use crate::inflate::{RATIO, RATIO_FREE_BYTES};
@@ -31,9 +32,9 @@ use select::{Selected, select};
 pub struct TeeEnvironment {
     /// Configured name.
     pub name: String,
-    /// LaunchDarkly's project id; may be empty.
+    /// LaunchDarkly's project id; if empty, the one that LaunchDarkly's API tells is exported.
     pub project_id: String,
-    /// LaunchDarkly's environment id; if empty, the one in the request's path is exported.
+    /// LaunchDarkly's environment id; if empty, the one in the request's path or else in LaunchDarkly's API is exported.
     pub environment_id: String,
     /// What is exported.
     pub selection: Selection,
@@ -223,15 +224,17 @@ impl Tee {
             return Outcome::Filtered;
         }
         let count = events.len() as u64;
-        let environment_id = match (&environment.environment_id, path_id) {
-            (configured, Some(in_path)) if configured.is_empty() && is_id(&in_path) => in_path,
-            (configured, _) => configured.clone(),
-        };
+        let known = environment.coverage.known();
+        let (project_id, environment_id) = ids(
+            [&environment.project_id, &environment.environment_id],
+            path_id.as_deref(),
+            known.as_deref(),
+        );
         let record = Record {
             received_ms,
             origin: Origin {
                 environment: environment.name.clone(),
-                project_id: environment.project_id.clone(),
+                project_id,
                 environment_id,
                 schema: batch.schema,
                 sdk: batch.sdk,
@@ -340,6 +343,24 @@ impl Decoding {
         let selected = select(&self.environment, &batch, self.received_ms);
         Ok((batch, selected))
     }
+}
+
+/// Returns the project's id and the environment's as they are exported: those configured; an environment's that is not, from
+/// the request's path; what is still missing, from LaunchDarkly's API.
+pub fn ids(
+    [project, environment]: [&str; 2],
+    in_path: Option<&str>,
+    known: Option<&catalogue::Environment>,
+) -> (String, String) {
+    let first = |candidates: [Option<&str>; 3]| {
+        let given = candidates.into_iter().flatten().find(|id| !id.is_empty());
+        given.unwrap_or_default().to_owned()
+    };
+    let in_path = in_path.filter(|id| is_id(id));
+    (
+        first([Some(project), None, known.map(|known| known.project_id.as_str())]),
+        first([Some(environment), in_path, known.map(|known| known.id.as_str())]),
+    )
 }
 
 /// Returns true for what can be a client-side id (24 hex digits today): a path can hold anything.

@@ -1,5 +1,6 @@
 //! What of a batch goes to the queue: each event is judged once, and what was made of it is tallied.
 
+use crate::catalogue::{self, Dates};
 use crate::coverage::Tally;
 use crate::export::selection::{Judgement, Reason};
 use crate::platform::Batch;
@@ -18,7 +19,9 @@ pub(super) struct Selected {
 
 /// Judges the events of a batch that was received at `received_ms`.
 pub(super) fn select(environment: &TeeEnvironment, batch: &Batch, received_ms: u64) -> Selected {
-    let creation = environment.coverage.first_sights(received_ms);
+    let known = environment.coverage.known();
+    let first_sights = environment.coverage.first_sights(received_ms);
+    let creation = Dates::new(known.as_deref(), &first_sights);
     let judge = environment.selection.judge(batch.schema, &batch.sdk, &creation);
     let mut selected = Selected {
         events: Vec::with_capacity(batch.events.len()),
@@ -33,7 +36,11 @@ pub(super) fn select(environment: &TeeEnvironment, batch: &Batch, received_ms: u
             (Judgement::Keep { .. }, json) => selected.events.extend(json.map(|json| RecordEvent {
                 index: event.index,
                 kind: event.kind,
-                json,
+                // Here and not when it is sent, so that what is sent again later is the same.
+                json: match &known {
+                    Some(known) => catalogue::named(json, event, known),
+                    None => json,
+                },
             })),
         }
     }

@@ -10,6 +10,7 @@ pub(crate) mod export;
 pub(crate) mod http1;
 pub(crate) mod kinesis;
 pub(crate) mod kubernetes;
+pub(crate) mod launchdarkly_api;
 pub(crate) mod letters;
 pub(crate) mod load;
 pub(crate) mod metrics;

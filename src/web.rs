@@ -1,8 +1,8 @@
-//! The HTTP client of all destinations that speak plain HTTP, and the rules they share.
+//! The HTTP client of all that asks services over plain HTTP, and the rules they share.
 //!
 //! One connection pool for the process. TLS is verified with [`crate::trust`]'s roots; redirects are not followed, and
-//! are answers like others; of an answer's body at most [`MOST_ANSWER_BYTES`] are read. `HTTPS_PROXY`, `HTTP_PROXY`,
-//! `ALL_PROXY` and `NO_PROXY` are honoured. Nothing here retries: the drain does.
+//! are answers like others; of an answer's body at most [`MOST_ANSWER_BYTES`] are read unless the caller says how many. `HTTPS_PROXY`, `HTTP_PROXY`,
+//! `ALL_PROXY` and `NO_PROXY` are honoured. Nothing here retries: callers do.
 
 use std::error::Error;
 use std::sync::OnceLock;
@@ -13,11 +13,10 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response};
 
-use super::ProbeError;
 use crate::section::Section;
 use crate::trust;
 
-/// How much of an answer is read, bytes. Every service's answers are shorter.
+/// How much of an answer is read, bytes. The answers of every service that takes events are shorter.
 pub const MOST_ANSWER_BYTES: usize = 64 * 1024;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,7 +64,17 @@ fn build() -> Result<Client, Box<dyn Error + Send + Sync>> {
 /// Sends a request and reads the answer. The error is text for people, without the URL (which can hold a secret).
 pub async fn exchange(request: RequestBuilder) -> Result<Reply, String> {
     let mut response = request.send().await.map_err(told)?;
-    let body = read(&mut response).await?;
+    let body = read(&mut response, MOST_ANSWER_BYTES).await?;
+    Ok(Reply::of(response, &body))
+}
+
+/// Sends a request and reads the answer like [`exchange`]; one of more than `most` bytes is an error.
+pub async fn exchange_whole(request: RequestBuilder, most: usize) -> Result<Reply, String> {
+    let mut response = request.send().await.map_err(told)?;
+    let body = read(&mut response, most.saturating_add(1)).await?;
+    if body.len() > most {
+        return Err(format!("an answer of more than {most} bytes"));
+    }
     Ok(Reply::of(response, &body))
 }
 
@@ -74,33 +83,21 @@ pub async fn ask(build: impl FnOnce(&Client) -> RequestBuilder) -> Result<Reply,
     exchange(build(client()?)).await
 }
 
-/// Asks whether a service's host answers at all, whatever it answers: what a probe can do where no call is harmless.
-/// `look_at` names the settings that could be wrong.
-pub async fn reach(base: &str, look_at: &str) -> Result<(), ProbeError> {
-    match ask(|client| client.head(base)).await {
-        Ok(_) => Ok(()),
-        Err(why) => Err(ProbeError {
-            why: format!("{base} cannot be reached: {why}"),
-            remedy: format!("allow the way there (egress rules, `HTTPS_PROXY`), or look at {look_at}"),
-        }),
-    }
-}
-
 /// Sends a request and takes the answer's status and headers for the answer: `text` is empty. What comes of the body is
 /// thrown away, and whether it comes at all changes nothing.
 pub async fn exchange_heads(request: RequestBuilder) -> Result<Reply, String> {
     let mut response = request.send().await.map_err(told)?;
     // A body that is read to its end frees the connection for the next request; any other outcome closes it.
-    let _ = tokio::time::timeout(REST, read(&mut response)).await;
+    let _ = tokio::time::timeout(REST, read(&mut response, MOST_ANSWER_BYTES)).await;
     Ok(Reply::of(response, b""))
 }
 
-async fn read(response: &mut Response) -> Result<Vec<u8>, String> {
+async fn read(response: &mut Response, most: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(told)? {
-        let room = MOST_ANSWER_BYTES - body.len();
+        let room = most - body.len();
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() == MOST_ANSWER_BYTES {
+        if body.len() == most {
             break;
         }
     }
@@ -168,7 +165,7 @@ pub fn all_causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Reads a URL that events are sent to, if there is one. It must be https but for loopback, and hold no credentials.
+/// Reads the URL of a service, if there is one. It must be https but for loopback, and hold no credentials.
 pub fn read_url(section: &mut Section<'_>, key: &str) -> Option<Uri> {
     let url = section.optional(key)?;
     Some(checked(section, key, url))
@@ -183,7 +180,7 @@ pub fn require_url(section: &mut Section<'_>, key: &str) -> Option<Uri> {
 fn checked(section: &Section<'_>, key: &str, url: Uri) -> Uri {
     let loopback = matches!(url.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
     if url.scheme_str() != Some("https") && !(loopback && url.scheme_str() == Some("http")) {
-        let message = "must be https: events would cross the network in plain text (http is for loopback)";
+        let message = "must be https: what is sent would cross the network in plain text (http is for loopback)";
         section.problem(Some(key), message);
     }
     if url

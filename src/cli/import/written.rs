@@ -1,0 +1,278 @@
+//! An account as a configuration's text.
+
+use std::fmt::Write as _;
+
+use anyhow::ensure;
+
+use super::text::{Names, comment, quoted, quoted_key};
+use super::{Account, Destination, Environment, Tracked, destination};
+use crate::config::Config;
+use crate::queue::now_ms;
+
+/// The largest configuration with single flags in it, bytes; flagtap takes 1 MiB.
+const MAX_BYTES: usize = 900_000;
+
+/// What an import writes.
+pub(super) struct Written {
+    /// The configuration.
+    pub(super) text: String,
+    /// What a person has to do, for standard error.
+    pub(super) said: String,
+}
+
+/// A variable that the configuration needs.
+struct Variable {
+    name: String,
+    what: String,
+    place: String,
+}
+
+struct Writer<'a> {
+    account: &'a Account,
+    /// Flags' settings are left to LaunchDarkly.
+    follow: bool,
+    names: Names,
+    variables: Names,
+    wanted: Vec<Variable>,
+    left_out: Vec<String>,
+}
+
+/// Returns the configuration; the error is why it would be none that flagtap takes.
+pub(super) fn write(account: &Account) -> anyhow::Result<Written> {
+    let (mut text, mut writer) = whole(account, false);
+    if text.len() > MAX_BYTES {
+        (text, writer) = whole(account, true);
+    }
+    // Each variable has a value of its own, as credentials have to.
+    let checked = Config::parse(&text, &|name| Some(name.to_ascii_lowercase()));
+    if let Err(problems) = checked {
+        ensure!(
+            false,
+            "what was read makes no configuration that flagtap takes:\n{}",
+            problems.render("import")
+        );
+    }
+    let mut said = String::new();
+    for left_out in &writer.left_out {
+        let _ = writeln!(said, "left out: {left_out}");
+    }
+    let _ = writeln!(said, "set before `flagtap check`:");
+    for variable in &writer.wanted {
+        let _ = writeln!(said, "  {}  {} ({})", variable.name, variable.what, variable.place);
+    }
+    Ok(Written { text, said })
+}
+
+fn whole(account: &Account, follow: bool) -> (String, Writer<'_>) {
+    let mut writer = Writer {
+        account,
+        follow,
+        names: Names::default(),
+        variables: Names::default(),
+        wanted: Vec::new(),
+        left_out: Vec::new(),
+    };
+    let text = writer.text();
+    (text, writer)
+}
+
+impl Writer<'_> {
+    fn text(&mut self) -> String {
+        let mut names = Names::default();
+        let several = self
+            .account
+            .environments
+            .iter()
+            .any(|one| one.project != self.account.environments[0].project);
+        let mut destinations = String::new();
+        let mut environments = String::new();
+        for environment in &self.account.environments {
+            let name = match several {
+                true => names.name(&format!("{}-{}", environment.project, environment.key), "environment"),
+                false => names.name(&environment.key, "environment"),
+            };
+            let account = self.account;
+            let own = account
+                .destinations
+                .iter()
+                .filter(|one| one.project == environment.project && one.environment == environment.key);
+            let fed: Vec<String> = own.filter_map(|one| self.destination(one, &mut destinations)).collect();
+            self.environment(environment, &name, &fed, &mut environments);
+        }
+        let mut text = format!(
+            "# Written by `flagtap import` from {}. What it needs from you is listed at the end.\n\n\
+             # Names of variations and dates of creation, from LaunchDarkly's API:\n\
+             #launchdarkly:\n#  api_token: \"${{LD_API_TOKEN}}\"\n\nenvironments:\n{environments}",
+            self.account.source
+        );
+        match destinations.lines().any(|line| !line.trim_start().starts_with('#')) {
+            true => text.push_str("\ndestinations:\n"),
+            false => text.push_str("\ndestinations: []\n"),
+        }
+        text.push_str(&destinations);
+        text.push_str("\n# Variables to set; flagtap also takes files, see config.example.yaml:\n");
+        for variable in &self.wanted {
+            let _ = writeln!(
+                text,
+                "#   {}  {} ({})",
+                variable.name,
+                comment(&variable.what),
+                variable.place
+            );
+        }
+        text
+    }
+
+    fn environment(&mut self, environment: &Environment, name: &str, destinations: &[String], out: &mut String) {
+        let called = format!("project {}, environment {}", environment.project, environment.key);
+        let settings = "LaunchDarkly: the project's settings, Environments";
+        let project_id = match &environment.project_id {
+            Some(id) => quoted(id),
+            None => {
+                let place = "LaunchDarkly's REST API: `_id` of GET /api/v2/projects/<key>";
+                self.variable(
+                    "LD_PROJECT_ID",
+                    name,
+                    &format!("id of the project {}", environment.project),
+                    place,
+                )
+            }
+        };
+        let id = match &environment.id {
+            Some(id) => quoted(id),
+            None => self.variable(
+                "LD_CLIENT_SIDE_ID",
+                name,
+                &format!("client-side ID of {called}"),
+                settings,
+            ),
+        };
+        let sdk_key = self.variable("LD_SDK_KEY", name, &format!("SDK key of {called}"), settings);
+        let mobile_key = self.variable("LD_MOBILE_KEY", name, &format!("mobile key of {called}"), settings);
+        let _ = write!(
+            out,
+            "  # {}\n  - name: {}\n    project_id: {project_id}\n    environment_id: {id}\n    credentials:\n      \
+             sdk_keys: [{sdk_key}]\n      mobile_keys: [{mobile_key}]\n      client_side_ids: [{id}]\n",
+            comment(&called),
+            quoted(name),
+        );
+        self.export(environment, out);
+        let _ = writeln!(out, "    destinations: [{}]", destinations.join(", "));
+    }
+
+    /// Repeats which flags LaunchDarkly exports.
+    fn export(&self, environment: &Environment, out: &mut String) {
+        if self.follow {
+            out.push_str("    # Too many flags to list: what LaunchDarkly's settings have SDKs send is exported.\n");
+            return;
+        }
+        let default = match (self.account.flags_may_be_missing, environment.tracks_new_flags) {
+            (true, _) => String::new(),
+            (false, true) => {
+                let now = i64::try_from(now_ms() / 1000).ok();
+                let now = now.and_then(|now| jiff::Timestamp::from_second(now).ok());
+                format!(
+                    "        default: new\n        since: {}\n",
+                    now.map(|now| now.to_string()).unwrap_or_default()
+                )
+            }
+            (false, false) => "        default: hold\n".to_owned(),
+        };
+        if default.is_empty() && environment.flags.is_empty() {
+            return;
+        }
+        out.push_str(
+            "    # LaunchDarkly's own settings decide what SDKs send, and stay in force. To have all of it exported, now and\n    \
+             # after each change there, leave `export` out.\n    export:\n      flags:\n",
+        );
+        out.push_str(&default);
+        if environment.flags.is_empty() {
+            return;
+        }
+        out.push_str("        named:\n");
+        for (key, tracked) in &environment.flags {
+            let key = quoted_key(key);
+            let _ = match tracked {
+                Tracked::All => writeln!(out, "          {key}: export"),
+                Tracked::Rules { rules, fallthrough } => {
+                    for (id, description) in rules {
+                        let said = description.as_deref().unwrap_or("a rule without description");
+                        let _ = writeln!(out, "          # {}: {}", comment(id), comment(said));
+                    }
+                    let ids: Vec<String> = rules.iter().map(|(id, _)| quoted(id)).collect();
+                    let ids = ids.join(", ");
+                    writeln!(out, "          {key}: {{ rules: [{ids}], fallthrough: {fallthrough} }}")
+                }
+            };
+        }
+    }
+
+    /// Writes a destination, and returns its name unless it is in a comment.
+    fn destination(&mut self, found: &Destination, out: &mut String) -> Option<String> {
+        let name = self.names.name(&found.name, "destination");
+        let mut wanted = Vec::new();
+        let called = format!("destination {} of {}/{}", found.name, found.project, found.environment);
+        let variables = &mut self.variables;
+        let mut variable = |setting: &str, place: &str| {
+            let variable = variables.variable(&format!("{name}_{setting}"));
+            wanted.push(Variable {
+                name: variable.clone(),
+                what: format!("{setting} of the {called}"),
+                place: place.to_owned(),
+            });
+            variable
+        };
+        let settings = match destination::settings(found, &mut variable) {
+            Ok(settings) if found.on => settings,
+            Ok((kind, lines)) => {
+                self.left_out.push(format!("the {}: it is off", comment(&called)));
+                let _ = writeln!(out, "  # The {}: it is off.", comment(&called));
+                let _ = writeln!(out, "  #- name: {}\n  #  {kind}:", quoted(&name));
+                for line in lines {
+                    let _ = writeln!(out, "  #    {line}");
+                }
+                return None;
+            }
+            Err(why) => {
+                let why = comment(&why);
+                self.left_out.push(format!("the {}: {why}", comment(&called)));
+                let _ = writeln!(
+                    out,
+                    "  # The {}: {why}.\n  #- name: {}",
+                    comment(&called),
+                    quoted(&name)
+                );
+                return None;
+            }
+        };
+        let (kind, lines) = settings;
+        let _ = writeln!(
+            out,
+            "  # The {}.\n  - name: {}\n    {kind}:",
+            comment(&called),
+            quoted(&name)
+        );
+        for line in &lines {
+            if line.starts_with("role_arn") {
+                out.push_str(
+                    "      # Trusts LaunchDarkly's account: have it trust flagtap's identity, or leave it out.\n",
+                );
+            }
+            let _ = writeln!(out, "      {line}");
+        }
+        self.wanted.extend(wanted);
+        Some(quoted(&name))
+    }
+
+    /// Returns a variable in quotes, after noting it.
+    fn variable(&mut self, head: &str, environment: &str, what: &str, place: &str) -> String {
+        let name = self.variables.variable(&format!("{head}_{environment}"));
+        let quoted = format!("\"${{{name}}}\"");
+        self.wanted.push(Variable {
+            name,
+            what: what.to_owned(),
+            place: place.to_owned(),
+        });
+        quoted
+    }
+}
