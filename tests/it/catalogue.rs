@@ -211,7 +211,8 @@ fn limits_of_the_api_are_waited_out() {
         api.be(mood.clone());
         api.tolerate_broken();
         let begin = Instant::now();
-        let relay = Relay::start(&setup(&api, &upstream));
+        let setup = setup(&api, &upstream);
+        let relay = Relay::start(&setup);
         wait_for_a_read(&relay, 1.0);
         assert!(begin.elapsed() >= Duration::from_millis(400), "{mood:?}");
         assert_eq!(api.complaints(), Vec::<String>::new(), "{mood:?}");
