@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::destination::web;
 use crate::injector::certificate::{self, Identity};
 use crate::injector::kubernetes::{CallError, Kubernetes};
 use crate::listen::tls::Tls;
 use crate::metrics::{INJECTOR_CERTIFICATE_FAILURES, Metrics};
 use crate::notices::Notices;
 use crate::secret::Secret;
+use crate::web;
 
 /// How often one round tries again after another writer was faster.
 const TRIES: usize = 3;

@@ -248,6 +248,11 @@ impl Relay {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// Returns the process's id.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the most memory the binary ever had resident, MiB.
     pub(crate) fn peak_memory_mib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
