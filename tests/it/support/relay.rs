@@ -3,6 +3,7 @@
 //! The binary binds port 0 and says where it listens in its log: `listening` with the fields `relay` and `telemetry`.
 //! A test fails on any ERROR in the log, and on any panic, that it did not announce with [`Relay::tolerate`].
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -125,8 +126,11 @@ impl Relay {
 
     /// Starts a command of the binary that serves, without waiting for it. [`Relay::serves`] comes next.
     pub(crate) fn launch(mut command: Command) -> Self {
+        let given: Vec<OsString> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
         for name in FOREIGN_VARIABLES {
-            command.env_remove(name);
+            if !given.iter().any(|given| given == name) {
+                command.env_remove(name);
+            }
         }
         let mut child = command
             .stdin(Stdio::null())
