@@ -125,7 +125,8 @@ fn one_bad_event_does_not_hold_up_the_others() {
         Some(Answer::status(if bad { 422 } else { 200 }))
     });
     let settings = json!({ "url": format!("http://{}/", receiver.address()) });
-    let mut relay = Relay::start(&setup(&upstream, settings));
+    let kept = setup(&upstream, settings);
+    let mut relay = Relay::start(&kept);
     relay.tolerate("dead letter");
     let events: Vec<_> = ["event-1", "event-2", "event-bad", "event-3"].map(marked).to_vec();
     assert_eq!(relay.post("one", &json!(events)).status, 202);
@@ -146,7 +147,8 @@ fn a_wrong_setting_blocks_and_delivery_resumes_when_it_is_right() {
     let receiver = Webhook::start(ARRAY);
     let location = format!("http://{}/hook?from=flagtap", elsewhere.address());
     receiver.then(Answer::full(307, &[("Location", &location)], b""), false, false);
-    let relay = Relay::start(&setup(&upstream, receiver.settings()));
+    let kept = setup(&upstream, receiver.settings());
+    let relay = Relay::start(&kept);
     assert_eq!(relay.post("one", &json!([marked("kept")])).status, 202);
     let status = eventually("the status to say blocked", || {
         let answer = relay.telemetry("/status")?;
