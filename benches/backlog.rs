@@ -207,6 +207,7 @@ fn entry(number: u64) -> Entry {
             },
             destinations: vec!["out".to_owned()],
             id_seed: key,
+            given_up: false,
             events: (0..EVENTS).map(event).collect(),
         },
         mark: Mark {

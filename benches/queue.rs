@@ -199,6 +199,7 @@ fn entry(number: u64, json: Bytes) -> Entry {
             },
             destinations: vec!["out".to_owned()],
             id_seed: key,
+            given_up: false,
             events: vec![RecordEvent {
                 index: 0,
                 kind: Kind::Custom,

@@ -20,6 +20,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod attempts;
 pub mod backoff;
 pub mod catalogue;
 pub mod cli;

@@ -6,7 +6,7 @@
 //!
 //! The counters satisfy, per environment and once no request is in flight,
 //! `received = filtered + duplicate + queued + not_teed`, and per environment and destination
-//! `recovered + queued + requeued = delivered + skipped + dead + evicted + corrupt + waiting`.
+//! `recovered + queued + requeued = delivered + skipped + dead + dropped + evicted + corrupt + waiting`.
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -74,6 +74,7 @@ inventory! {
     DESTINATION_DELIVERED: Counter "flagtap_destination_events_delivered_total" ["environment", "destination"] "Events the destination acknowledged.";
     DESTINATION_SKIPPED: Counter "flagtap_destination_events_skipped_total" ["environment", "destination", "reason"] "Events that are not for this kind of destination.";
     DESTINATION_DEAD: Counter "flagtap_destination_events_dead_total" ["environment", "destination"] "Events kept as dead letters.";
+    DESTINATION_DROPPED: Counter "flagtap_destination_events_dropped_total" ["environment", "destination"] "Events that were out of tries and are gone, as `retry: { then: drop }` says. Data loss.";
     DESTINATION_EVICTED: Counter "flagtap_destination_events_evicted_total" ["environment", "destination"] "Events that a limit of the queue removed before they were settled. Data loss.";
     DESTINATION_CORRUPT: Counter "flagtap_destination_events_corrupt_total" ["environment", "destination"] "Events lost to corruption before they were settled. Data loss.";
     DESTINATION_WAITING: Gauge "flagtap_destination_events_waiting" ["environment", "destination"] "Events in the queue that are not settled.";
@@ -82,6 +83,7 @@ inventory! {
     DESTINATION_REQUEST_SECONDS: Histogram "flagtap_destination_request_seconds" ["destination"] "Duration of a request to the destination.";
     DESTINATION_RETRIED: Counter "flagtap_destination_events_retried_total" ["destination"] "Events sent again after a failed try.";
     DESTINATION_BLOCKED: Gauge "flagtap_destination_blocked" ["destination"] "1 while the destination refuses flagtap's configuration (credentials, name), else 0.";
+    DESTINATION_BREAKER: Gauge "flagtap_destination_breaker" ["destination"] "2 while the destination is down and only single events are tried (open), 1 while it comes back in growing requests (half open), else 0 (closed).";
     DESTINATION_PAUSED: Gauge "flagtap_destination_paused" ["destination"] "1 while delivery is paused by `paused: true`, else 0.";
     CATALOGUE_READS: Counter "flagtap_catalogue_reads_total" ["outcome"] "Reads of LaunchDarkly's REST API: `read`, `refused` (the token), `unreachable` or `strange` (not what is documented).";
     CATALOGUE_READ_TIME: Gauge "flagtap_catalogue_read_timestamp_seconds" [] "When LaunchDarkly's REST API was last read, Unix time; 0 before that.";
@@ -210,8 +212,8 @@ pub fn document() -> String {
          ```text\nbatches_received = batches_filtered + batches_duplicate + batches_queued + batches_not_teed\n\
          events_received  = events_filtered + events_duplicate + events_queued + events_not_teed\n```\n\n\
          and for every environment and destination\n\n\
-         ```text\nrecovered + queued + requeued = delivered + skipped + dead + evicted + corrupt + waiting\n```\n\n\
-         A dead letter that is replayed counts as `requeued` when it is appended again, beside the `dead` of its first end.\n\n\
+         ```text\nrecovered + queued + requeued = delivered + skipped + dead + dropped + evicted + corrupt + waiting\n```\n\n\
+         A dead letter that goes out again counts as `requeued` when it is appended again, beside the `dead` of its first end.\n\n\
          A batch that could not be decoded (too large, broken, an unknown encoding) counts as a batch that was not teed; \
          its events cannot be counted.\n",
     );

@@ -187,6 +187,7 @@ fn record(platform: &LaunchDarkly, line: &str) -> Option<Record> {
         },
         destinations: vec!["out".to_owned()],
         id_seed: platform.fingerprint(&captured, 0).seed,
+        given_up: false,
         events,
     })
 }

@@ -181,6 +181,7 @@ fn drain_in(folder: &Path) {
             },
             status: Arc::new(DrainStatus::default()),
             stop: stop.clone(),
+            clock: flagtap::queue::system_clock(),
         };
         let (started, cpu) = (Instant::now(), cpu_seconds());
         let drain = tokio::spawn(drain.run());

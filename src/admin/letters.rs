@@ -93,7 +93,7 @@ pub struct Shown {
     pub id: String,
     /// The reason, in the destination's words.
     pub reason: String,
-    /// The reason may pass: delivery may succeed later.
+    /// It goes out again by itself once its destination works.
     pub transient: bool,
     /// SDK name and version as its user agent says.
     pub sdk: String,
@@ -204,6 +204,7 @@ mod tests {
                 },
                 destinations: vec!["lake".to_owned()],
                 id_seed: [1; 16],
+                given_up: false,
                 events: vec![RecordEvent {
                     index: 0,
                     kind,

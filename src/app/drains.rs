@@ -1,6 +1,8 @@
-//! The drain tasks: one per destination that is not paused, restarted if one panics, ended one by one or together.
+//! The drain tasks: one per destination that is not paused, with the one that has its dead letters sent again; restarted
+//! if one panics, ended one by one or together.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +12,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use crate::destination::Destination;
-use crate::drain::{Drain, DrainStatus, Settings, Stop};
-use crate::metrics::{DESTINATION_BLOCKED, Metrics, TASK_PANICS};
-use crate::queue::Queue;
+use crate::drain::{Drain, DrainStatus, Settings, Stop, redeliver};
+use crate::metrics::{DESTINATION_BLOCKED, DESTINATION_BREAKER, Metrics, TASK_PANICS};
+use crate::queue::{Queue, system_clock};
 
 // Long enough not to burn a core on a drain that panics at once, short enough not to matter to the backlog.
 const RESTART_WAIT: Duration = Duration::from_secs(1);
@@ -139,8 +141,20 @@ async fn keep_draining(spec: Spec, queue: Arc<dyn Queue>, metrics: Arc<Metrics>,
             settings: spec.settings.clone(),
             status: Arc::clone(&status),
             stop: stop.clone(),
+            clock: system_clock(),
         };
-        match tokio::spawn(drain.run()).await {
+        let (name, letters, shown) = (spec.name.clone(), Arc::clone(&queue), Arc::clone(&status));
+        let soft = stop.soft.clone();
+        let running = async move {
+            let mut delivery = pin!(drain.run());
+            tokio::select! {
+                ending = &mut delivery => return ending,
+                // Once nothing is appended any more, letters are not either.
+                _ = soft.run_until_cancelled(redeliver(&name, &*letters, &shown)) => {}
+            }
+            delivery.await
+        };
+        match tokio::spawn(running).await {
             Ok(_ending) => break,
             Err(_panicked) => {
                 metrics.counter(&TASK_PANICS, &["drain"]).increment(1);
@@ -150,5 +164,7 @@ async fn keep_draining(spec: Spec, queue: Arc<dyn Queue>, metrics: Arc<Metrics>,
         }
     }
     // Whoever comes next finds out for itself.
-    metrics.gauge(&DESTINATION_BLOCKED, &[&spec.name]).set(0.0);
+    for gauge in [&DESTINATION_BLOCKED, &DESTINATION_BREAKER] {
+        metrics.gauge(gauge, &[&spec.name]).set(0.0);
+    }
 }

@@ -22,8 +22,8 @@ use crate::config::{Config, Level};
 use crate::drain::{self, DrainStatus};
 use crate::metrics::{
     CONFIGURATION_REFUSED, CONFIGURATION_RELOADS, CONFIGURATION_RESTART, DESTINATION_CORRUPT, DESTINATION_DEAD,
-    DESTINATION_DELIVERED, DESTINATION_EVICTED, DESTINATION_PAUSED, DESTINATION_QUEUED, DESTINATION_RECOVERED,
-    DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics,
+    DESTINATION_DELIVERED, DESTINATION_DROPPED, DESTINATION_EVICTED, DESTINATION_PAUSED, DESTINATION_QUEUED,
+    DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics,
 };
 use crate::problems::Problems;
 use crate::proxy::tee::Tee;
@@ -281,10 +281,7 @@ async fn spec(destination: &crate::config::Destination) -> Spec {
         folder: destination.settings.folder().map(Into::into),
         destination: destination.settings.open().await,
         settings: drain::Settings {
-            retry: crate::backoff::Backoff {
-                initial: destination.retry.initial,
-                max: destination.retry.max,
-            },
+            retry: destination.retry,
             concurrency: destination.concurrency,
             narrow: destination.narrow.clone(),
             ..drain::Settings::default()
@@ -319,6 +316,7 @@ fn show_from_the_start(config: &Config, metrics: &Metrics) {
                 &DESTINATION_REQUEUED,
                 &DESTINATION_DELIVERED,
                 &DESTINATION_DEAD,
+                &DESTINATION_DROPPED,
                 &DESTINATION_EVICTED,
                 &DESTINATION_CORRUPT,
             ] {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::live::{Delivery, Shown};
 use crate::config::{Config, Environment};
-use crate::drain::{DrainStatus, State};
+use crate::drain::{Breaker, DrainStatus, State};
 use crate::platform::Support;
 use crate::platform::census::Counted;
 use crate::queue::{ConsumerStats, PartStats, Stats};
@@ -112,6 +112,10 @@ fn destination(delivery: &Delivery, stats: &Stats) -> Value {
             "oldest_waiting_since".to_owned(),
             since.map_or(Value::Null, |since| time(UNIX_EPOCH + since)),
         );
+        for (key, lost) in [("evicted", &consumer.evicted), ("corrupt", &consumer.corrupt)] {
+            let events: u64 = lost.iter().map(|(_, events)| events).sum();
+            shown.insert(key.to_owned(), json!(events));
+        }
     }
     let dead = stats
         .dead_letters
@@ -140,6 +144,12 @@ fn progress(status: &DrainStatus, shown: &mut Map<String, Value>) {
         shown.insert("since".to_owned(), time(*since));
         shown.insert("next_try".to_owned(), time(*next));
     }
+    let breaker = match now.breaker {
+        Breaker::Closed => "closed",
+        Breaker::HalfOpen => "half_open",
+        Breaker::Open => "open",
+    };
+    shown.insert("breaker".to_owned(), json!(breaker));
     if let Some(why) = &now.queue_error {
         shown.insert("queue_error".to_owned(), json!(why));
     }

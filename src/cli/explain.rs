@@ -439,6 +439,7 @@ fn record(
         },
         destinations: environment.destinations.clone(),
         id_seed,
+        given_up: false,
         events: vec![RecordEvent {
             index: event.index,
             kind: event.kind,

@@ -1,10 +1,9 @@
 //! The key `destinations`: where exported events go, and how failed deliveries are repeated.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::{positive, read_name};
-use crate::backoff::Backoff;
+use crate::attempts::{Retry, Then};
 use crate::destination::{self, ALIASES, KINDS, Settings, file};
 use crate::export::narrow::Narrow;
 use crate::problems::Place;
@@ -18,7 +17,7 @@ pub struct Destination {
     /// Its kind and that kind's settings.
     pub settings: Settings,
     /// How failed deliveries are repeated.
-    pub retry: Backoff,
+    pub retry: Retry,
     /// The most requests under way at a time; 1 to 32.
     pub concurrency: usize,
     /// What it gets of what environments export.
@@ -33,12 +32,8 @@ const CONCURRENCY: u16 = 1;
 /// More than this many would only wait for the one task that writes them.
 const MOST_CONCURRENCY: u16 = 32;
 
-/// The waits between tries. Most failures are over within seconds, and a destination that was down for an hour is tried
-/// again within a minute.
-const RETRY: Backoff = Backoff {
-    initial: Duration::from_secs(1),
-    max: Duration::from_secs(60),
-};
+/// With this many tries hardly a wait is longer than the one before.
+const MOST_ATTEMPTS: u32 = 100;
 
 impl Destination {
     /// Returns the destination of a start without a file: NDJSON files in `./flagtap-export`.
@@ -46,7 +41,7 @@ impl Destination {
         Self {
             name: "archive".to_owned(),
             settings: Settings::File(file::Settings::at(PathBuf::from("./flagtap-export"))),
-            retry: RETRY,
+            retry: Retry::DEFAULT,
             concurrency: usize::from(CONCURRENCY),
             narrow: Narrow::default(),
             paused: false,
@@ -69,7 +64,7 @@ pub(super) fn read_all(root: &mut Section<'_>) -> Vec<ReadDestination> {
 fn read(section: &mut Section<'_>) -> ReadDestination {
     section.take_aliases(ALIASES);
     let name = read_name(section);
-    let retry = section.section("retry", read_retry).unwrap_or(RETRY);
+    let retry = section.section("retry", read_retry).unwrap_or(Retry::DEFAULT);
     let concurrency = section.or("concurrency", CONCURRENCY);
     if !(1..=MOST_CONCURRENCY).contains(&concurrency) {
         let message = format!("must be from 1 to {MOST_CONCURRENCY}");
@@ -97,18 +92,30 @@ fn read(section: &mut Section<'_>) -> ReadDestination {
     ReadDestination { name, value }
 }
 
-fn read_retry(section: &mut Section<'_>) -> Backoff {
-    let retry = Backoff {
-        initial: positive(section, "initial", RETRY.initial),
-        max: positive(section, "max", RETRY.max),
+fn read_retry(section: &mut Section<'_>) -> Retry {
+    let default = Retry::DEFAULT;
+    let retry = Retry {
+        attempts: section.or("attempts", default.attempts),
+        over: positive(section, "over", default.over),
+        then: section.or("then", default.then),
+        initial: positive(section, "initial", default.initial),
+        max: positive(section, "max", default.max),
     };
+    if retry.attempts > MOST_ATTEMPTS {
+        section.problem(Some("attempts"), format!("must be at most {MOST_ATTEMPTS}"));
+    } else if retry.attempts == 0 && retry.then == Then::Keep {
+        section.problem(Some("attempts"), "is 0, but `then: keep` tries on");
+    }
+    let given = |key: &'static str, other: &'static str| if section.has(key) { key } else { other };
     if retry.initial > retry.max && !retry.max.is_zero() {
-        let key = if section.has("initial") { "initial" } else { "max" };
         let (initial, max) = (retry.initial.show(), retry.max.show());
-        section.problem(
-            Some(key),
-            format!("makes the first wait ({initial}) longer than the longest one ({max})"),
-        );
+        let message = format!("makes the first wait ({initial}) longer than the longest one ({max})");
+        section.problem(Some(given("initial", "max")), message);
+    }
+    if retry.initial.saturating_mul(retry.attempts) > retry.over && !retry.over.is_zero() {
+        let over = retry.over.show();
+        let message = format!("leaves no room for growing waits within {over}: they are all of the same length");
+        section.warn(Some(given("initial", "over")), message);
     }
     retry
 }

@@ -105,6 +105,16 @@ macro_rules! registry {
             }
         }
 
+        /// Returns each kind's table of answers.
+        #[cfg(test)]
+        pub(crate) fn tables() -> Vec<(&'static str, &'static [answers::Answer])> {
+            let mut tables: Vec<(&'static str, &'static [answers::Answer])> = Vec::new();
+            $($(#[$feature])? {
+                tables.push(($kind, $module::ANSWERS));
+            })+
+            tables
+        }
+
         /// Returns what each kind's answers mean, as a Markdown page.
         pub fn document() -> String {
             let mut page = include_str!("answers.md").to_owned();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::metrics::Gauge;
 
-use super::Fate;
+use super::fate::Fate;
 use crate::metrics::{self, Metrics};
 
 /// The counters of one destination.
@@ -23,6 +23,11 @@ impl Counts {
     /// Returns the gauge of a refused configuration.
     pub(super) fn blocked(&self) -> Gauge {
         self.metrics.gauge(&metrics::DESTINATION_BLOCKED, &[&self.destination])
+    }
+
+    /// Returns the gauge of the breaker.
+    pub(super) fn breaker(&self) -> Gauge {
+        self.metrics.gauge(&metrics::DESTINATION_BREAKER, &[&self.destination])
     }
 
     /// Counts events that are sent again.
@@ -58,6 +63,7 @@ impl Counts {
             let counter = match fate {
                 Fate::Delivered => self.metrics.counter(&metrics::DESTINATION_DELIVERED, &labels),
                 Fate::Dead => self.metrics.counter(&metrics::DESTINATION_DEAD, &labels),
+                Fate::Dropped => self.metrics.counter(&metrics::DESTINATION_DROPPED, &labels),
                 Fate::Skipped(reason) => {
                     let labels = [labels[0], labels[1], *reason];
                     self.metrics.counter(&metrics::DESTINATION_SKIPPED, &labels)

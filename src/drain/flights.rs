@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::Tries;
-use super::retry::Known;
+use super::breaker::Known;
+use super::fate::Tries;
 use super::window::Place;
 use crate::destination::{Item, Verdict};
 
@@ -21,6 +21,7 @@ pub(super) struct Landed {
     pub(super) places: Vec<Origin>,
     pub(super) items: Vec<Item>,
     pub(super) tries: Vec<Tries>,
+    pub(super) sent: Instant,
     /// What was known of the destination when it was sent.
     pub(super) known: Known,
     /// One per item; `None` if a hard stop came before the answer.

@@ -1,9 +1,10 @@
 //! Delivery: one task per destination takes events from the queue until each is acknowledged or given up for itself.
 //!
 //! Owns the loop `next -> encode -> pack -> send -> verdict per event -> settle`, its settings and its status.
-//! Promises: an event leaves only as delivered, skipped or dead-lettered; what a request came to is durably noted before
-//! another takes its place, so a crash repeats at most the requests under way (one, if not configured otherwise); a
-//! failing event holds back no others until the window is full, and a failing destination gets one request at a time.
+//! Promises: an event leaves only as delivered, skipped or dead-lettered, or dropped where that is configured; what a
+//! request came to is durably noted before another takes its place, so a crash repeats at most the requests under way
+//! (one, if not configured otherwise) and takes no event's tries; a failing event holds back no others until the window
+//! is full, and a failing destination gets one request at a time, a small one if it is down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,31 +13,40 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::destination::{Destination, Limits, Verdict};
+use crate::destination::{Destination, Limits};
 use crate::metrics::Metrics;
-use crate::queue::{ConsumeError, Consumer, Limit, Position, now_ms};
+use crate::queue::{Clock, ConsumeError, Consumer, Limit, Position};
 use crate::record::Record;
 
+mod answers;
+mod breaker;
 mod counts;
+mod fate;
 mod flights;
 mod note;
 mod pack;
+mod redelivery;
 mod retry;
 mod service;
 mod settings;
+mod settling;
 mod status;
 #[cfg(test)]
 mod tests;
 mod window;
 
+pub use breaker::Breaker;
+pub use redelivery::redeliver;
 pub use settings::Settings;
 pub use status::{DrainStatus, Snapshot, State};
 
 use counts::Counts;
+use fate::Tries;
 use flights::{Flights, Landed, Origin};
 use service::Service;
-use status::{Failure, Reporter};
-use window::{Slot, Waiting, Window};
+use settling::recalled;
+use status::Reporter;
+use window::Window;
 
 /// How often a destination that gets nothing to send may look after itself ([`Destination::idle`]).
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
@@ -95,6 +105,8 @@ pub struct Drain {
     pub status: Arc<DrainStatus>,
     /// How it is told to end.
     pub stop: Stop,
+    /// The time, for what is kept: when an event was given up, and when one is to be tried again.
+    pub clock: Clock,
 }
 
 impl Drain {
@@ -107,40 +119,19 @@ impl Drain {
     }
 }
 
-/// How an event ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fate {
-    Delivered,
-    Skipped(&'static str),
-    Dead,
-}
-
-/// What is settled of one record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
-    position: Position,
-    fates: Vec<Option<Fate>>,
-}
-
-/// What an event's earlier tries came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tries {
-    /// Requests it was in.
-    sent: u32,
-    /// How often it failed while the destination as a whole did not.
-    failed_alone: u32,
-}
-
 struct Task {
     consumer: Box<dyn Consumer>,
     service: Arc<Service>,
     window: Window,
     flights: Flights,
-    schedule: retry::Schedule,
+    policy: retry::Policy,
     reporter: Reporter,
+    clock: Clock,
     /// The queue is not read before.
     read_from: Instant,
     idle_at: Instant,
+    /// When events that failed were last tried before their time to make room in the window.
+    made_room: Instant,
     /// Set by a soft stop: when a queue that yields nothing counts as empty.
     empty_at: Option<Instant>,
 }
@@ -155,6 +146,7 @@ impl Task {
             settings,
             status,
             stop,
+            clock,
         } = drain;
         let entries = note::decode(&consumer.note()).unwrap_or_else(|| {
             warn!(
@@ -169,9 +161,11 @@ impl Task {
             consumer,
             window: Window::remembering(entries),
             flights: Flights::default(),
-            schedule: retry::Schedule::new(settings.retry, fastrand::Rng::new()),
-            reporter: Reporter::new(name.clone(), status, counts.blocked()),
+            policy: retry::Policy::new(settings.retry, fastrand::Rng::new()),
+            reporter: Reporter::new(name.clone(), status, counts.blocked(), counts.breaker()),
+            clock,
             read_from: now,
+            made_room: now,
             idle_at: now + IDLE_INTERVAL,
             empty_at: None,
             service: Arc::new(Service {
@@ -198,8 +192,8 @@ impl Task {
             let now = Instant::now();
             if self.empty_at.is_none() && self.service.stop.soft.is_cancelled() {
                 self.empty_at = Some(now + EMPTY_AFTER);
-                self.schedule.hurry(now);
-                self.window.hurry(now);
+                self.policy.gate.hurry(now);
+                self.window.hurry(now, |_| true);
             }
             if !self.window.is_empty() {
                 // The queue may have had no chance to yield more: its time starts when nothing is held.
@@ -216,21 +210,53 @@ impl Task {
         }
     }
 
-    /// Returns when the next event is due, as far as the destination is not in trouble.
+    /// Returns when something is to be sent next, as far as the destination is not in trouble.
     fn next_due(&self, now: Instant) -> Option<Instant> {
         let due = self.window.next_due(now)?;
-        Some(self.schedule.trouble().map_or(due, |trouble| due.max(trouble.until)))
+        Some(match self.policy.gate.trouble() {
+            // One that is down is tried whether or not an event is due.
+            Some(trouble) if trouble.until > now && self.policy.gate.state() == Breaker::Open => trouble.until,
+            Some(trouble) => due.max(trouble.until),
+            None => due,
+        })
+    }
+
+    /// Has events tried before their time where that helps all of them. Returns when to ask again.
+    fn try_early(&mut self, now: Instant, due: Instant, limits: Limits) -> Instant {
+        if self.policy.gate.state() == Breaker::Open {
+            self.window.hurry_one(now);
+            return self.window.next_due(now).unwrap_or(due);
+        }
+        let is_crowded = self.window.room(self.service.settings.window(limits)).is_none();
+        if !is_crowded || self.flights.count() > 0 {
+            return due;
+        }
+        let at = self.made_room + self.service.settings.retry.max;
+        if at > now {
+            return due.min(at);
+        }
+        self.made_room = now;
+        self.window
+            .hurry(now, |tries| tries.asked.is_none_or(|asked| asked <= now));
+        self.window.next_due(now).unwrap_or(due)
     }
 
     /// Starts the requests that are due. Returns when to look again, if not at an answer.
     fn launch(&mut self, now: Instant) -> Option<Instant> {
-        let limits = self.service.destination.limits();
-        while self.flights.count() < self.service.settings.requests(limits) {
-            // Those that were sent before the trouble may hang for long; one that was sent since tells how it stands.
-            if self.schedule.trouble().is_some() && self.flights.sent_knowing(self.schedule.known()) > 0 {
+        loop {
+            let limits = self.policy.gate.narrow(self.limits());
+            if self.flights.count() >= limits.requests {
                 return None;
             }
-            let due = self.next_due(now)?;
+            // Those that were sent before the trouble may hang for long; one that was sent since tells how it stands.
+            let gate = &self.policy.gate;
+            if gate.trouble().is_some() && self.flights.sent_knowing(gate.known()) > 0 {
+                return None;
+            }
+            let mut due = self.next_due(now)?;
+            if due > now && self.policy.gate.trouble().is_none_or(|trouble| trouble.until <= now) {
+                due = self.try_early(now, due, limits);
+            }
             if due > now {
                 return Some(due);
             }
@@ -252,7 +278,15 @@ impl Task {
             }
             self.send(now, request.count);
         }
-        None
+    }
+
+    /// Returns what the destination takes when it works, in as many requests at once as configured.
+    fn limits(&self) -> Limits {
+        let limits = self.service.destination.limits();
+        Limits {
+            requests: self.service.settings.requests(limits),
+            ..limits
+        }
     }
 
     /// Starts a request with the first `count` events that are due.
@@ -273,13 +307,14 @@ impl Task {
         }
         self.reporter.sending();
         self.idle_at = now + IDLE_INTERVAL;
-        let (service, known) = (Arc::clone(&self.service), self.schedule.known());
+        let (service, known) = (Arc::clone(&self.service), self.policy.gate.known());
         self.flights.start(known, async move {
             let verdicts = service.send(&items, &tries).await;
             Landed {
                 places,
                 items,
                 tries,
+                sent: now,
                 known,
                 verdicts,
             }
@@ -333,106 +368,14 @@ impl Task {
     /// Encodes some of the events that were read.
     fn encode(&mut self, limits: Limits) {
         let (service, now, mut events) = (&self.service, Instant::now(), 0);
+        let (waits, clock) = (self.policy.waits(), &self.clock);
         while events < ENCODED_AT_ONCE && self.window.has_unopened() {
-            events += self
-                .window
-                .open(|record, event| service.prepare(record, event, limits, now));
+            events += self.window.open(|record, event, failed| {
+                let tries = failed.map_or_else(Tries::default, |failed| recalled(failed, waits, clock(), now));
+                let due = tries.planned.unwrap_or(now);
+                service.prepare(record, event, limits, tries, due)
+            });
         }
-    }
-
-    /// Brings the answers that have come into the window.
-    fn land(&mut self) {
-        while let Some(landed) = self.flights.take() {
-            let Landed {
-                places,
-                items,
-                tries,
-                known,
-                verdicts,
-            } = landed;
-            let now = Instant::now();
-            let verdicts = verdicts.unwrap_or_default();
-            let delivered = verdicts.contains(&Verdict::Delivered);
-            let why = verdicts.iter().find_map(retry::failure).map(str::to_owned);
-            let next = self.schedule.judge(now, known, &tries, verdicts);
-            let halved = items.len().div_ceil(2);
-            let mut next = next.into_iter();
-            for ((Origin { place, most, due }, item), tries) in places.into_iter().zip(items).zip(tries) {
-                let waiting = |tries, most, due| Slot::Waiting(Waiting { item, tries, most, due });
-                let slot = match next.next() {
-                    Some(retry::Next::Delivered) => Slot::Settled(Fate::Delivered),
-                    Some(retry::Next::Dead(why)) => Slot::Dying(why),
-                    Some(retry::Next::Again { tries, due }) => waiting(tries, most, due),
-                    Some(retry::Next::Halve) => waiting(tries, halved, now),
-                    None => waiting(tries, most, due),
-                };
-                self.window.put(place, slot);
-            }
-            self.report(now, delivered, why);
-        }
-    }
-
-    fn report(&mut self, now: Instant, delivered: bool, why: Option<String>) {
-        if delivered {
-            self.reporter.delivered();
-        }
-        let events = self.window.failed();
-        let wait = self.next_due(now).map_or(Duration::ZERO, |at| at.duration_since(now));
-        let trouble = self
-            .schedule
-            .trouble()
-            .map(|trouble| (trouble.why.clone(), trouble.blocked));
-        match trouble.or(why.map(|why| (why, false))) {
-            Some((why, blocked)) => self.reporter.failing(Failure {
-                why,
-                blocked,
-                wait,
-                events,
-            }),
-            None if events == 0 => self.reporter.recovered(),
-            None => {}
-        }
-    }
-
-    /// Makes durable what is settled; repeats until the queue has taken it.
-    async fn settle(&mut self) -> Result<(), Ending> {
-        loop {
-            match self.try_settle().await {
-                Ok(()) => return Ok(()),
-                Err(ConsumeError::Closed) => return Err(Ending::QueueClosed),
-                Err(ConsumeError::Unavailable { why }) => self.queue_failed(&why),
-            }
-            tokio::select! {
-                () = self.service.stop.hard.cancelled() => return Err(Ending::Stopped),
-                () = self.flights.meanwhile(tokio::time::sleep(QUEUE_WAIT)) => {}
-            }
-        }
-    }
-
-    async fn try_settle(&mut self) -> Result<(), ConsumeError> {
-        let letters = self.window.letters(&self.service.name, now_ms());
-        if let Some(last) = letters.last() {
-            let (events, why) = (letters.len(), last.why.clone());
-            self.flights.meanwhile(self.consumer.bury(letters)).await?;
-            self.window.buried();
-            self.reporter.buried(events, &why);
-        }
-        let beyond = self.window.settled_beyond();
-        let note = note::encode(beyond.iter().map(|entry| (entry.position, entry.fates.as_slice())));
-        let commit = self.consumer.commit(self.window.settled_to(), &note);
-        self.flights.meanwhile(commit).await?;
-        self.reporter.queue_works();
-        let ended = self.window.release();
-        self.service.counts.ended(&ended);
-        Ok(())
-    }
-
-    fn queue_failed(&mut self, why: &str) {
-        self.reporter.queue_failed(why);
-        let now = Instant::now();
-        self.read_from = now + QUEUE_WAIT;
-        // A queue that cannot be read is not known to be empty.
-        self.empty_at = self.empty_at.map(|_| self.read_from + EMPTY_AFTER);
     }
 
     async fn idle(&mut self, last: bool) {

@@ -1,45 +1,75 @@
-//! The note beside a destination's cursor: which events after the cursor are settled already.
+//! The note beside a destination's cursor: what has become of events after the cursor.
 //!
 //! With it a crash repeats at most the request that was in flight, though one event that has to wait holds the cursor
-//! back. Losing a note loses nothing: its events are sent twice. Format, version 1 (an empty note has no bytes):
+//! back, and a restart neither gives an event new tries nor takes any. Losing a note loses nothing: its events are sent
+//! twice, or more often. Format, version 2 (an empty note has no bytes):
 //!
 //! ```text
-//! u8      version, 1
-//! then per record with settled events, in ascending order of positions:
+//! u8      version, 2
+//! then per record with something to note, in ascending order of positions:
 //! LEB128  position, less the position of the entry before it (the first: less 0)
 //! LEB128  n, the number of events in the record
-//! [u8; ceil(n / 4)]  two bits per event, event i in bits 2 * (i % 4) of byte i / 4:
-//!         0 not settled (also: skipped, which encoding finds again), 1 delivered, 2 dead-lettered
+//! [u8; ceil(n / 2)]  four bits per event, event i in bits 4 * (i % 2) of byte i / 2:
+//!         0 nothing (also: skipped, which encoding finds again), 1 delivered, 2 dead-lettered, 3 dropped, 4 failed
+//! then per failed event
+//! LEB128  failures
+//! LEB128  when the next try is due, Unix milliseconds, less that of the failed event before it in the note (the
+//!         first: less 0), zigzag
 //! ```
+//!
+//! Version 1 is read: it has two bits per event (of byte i / 4, bits 2 * (i % 4)) and no failed events.
 
-use super::{Entry, Fate};
+use super::fate::{Entry, Fate, Mark};
 use crate::queue::Position;
 
 /// The most a note may take, bytes: what [`crate::queue::Consumer::commit`] accepts.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Returns the note for entries in ascending order of positions.
 ///
-/// Entries that would make it longer than [`MAX_BYTES`] are left out: a crash would send their events again.
-pub(super) fn encode<'a>(entries: impl IntoIterator<Item = (Position, &'a [Option<Fate>])>) -> Vec<u8> {
+/// Of entries that would make it longer than [`MAX_BYTES`], failures are left out first (a restart gives those events
+/// new tries), then whole entries (a crash sends their events again).
+pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut note = Vec::new();
-    let mut previous = 0;
-    for (Position(position), fates) in entries {
-        let mut entry = Vec::new();
-        push_number(&mut entry, position.saturating_sub(previous));
-        push_number(&mut entry, fates.len() as u64);
-        for four in fates.chunks(4) {
-            let bits = |(place, fate): (usize, &Option<Fate>)| bits_of(*fate) << (2 * place);
-            entry.push(four.iter().enumerate().map(bits).sum());
-        }
-        if 1 + note.len() + entry.len() <= MAX_BYTES {
-            if note.is_empty() {
-                note.push(VERSION);
+    let mut spare = MAX_BYTES.saturating_sub(1 + size_without_failures(entries));
+    let (mut previous, mut previous_ms) = (0, 0);
+    for Entry { position, marks } in entries {
+        let mut failed = Vec::new();
+        let mut last_ms = previous_ms;
+        for mark in marks.iter().flatten() {
+            if let Mark::Failed { failures, due_ms } = mark {
+                push_number(&mut failed, u64::from(*failures));
+                push_number(&mut failed, zigzag(due_ms.wrapping_sub(last_ms) as i64));
+                last_ms = *due_ms;
             }
-            note.extend_from_slice(&entry);
-            previous = position;
+        }
+        let with_failures = failed.len() <= spare;
+        let bits = |mark: &Option<Mark>| match mark {
+            Some(Mark::Failed { .. }) if !with_failures => 0,
+            mark => bits_of(*mark),
+        };
+        let mut bytes = Vec::new();
+        push_number(&mut bytes, position.0.saturating_sub(previous));
+        push_number(&mut bytes, marks.len() as u64);
+        for two in marks.chunks(2) {
+            bytes.push(bits(&two[0]) | two.get(1).map_or(0, |mark| bits(mark) << 4));
+        }
+        if with_failures {
+            spare -= failed.len();
+            bytes.extend_from_slice(&failed);
+        }
+        if 1 + note.len() + bytes.len() > MAX_BYTES {
+            continue;
+        }
+        if note.is_empty() {
+            note.push(VERSION);
+        }
+        note.extend_from_slice(&bytes);
+        previous = position.0;
+        if with_failures {
+            previous_ms = last_ms;
         }
     }
     note
@@ -51,42 +81,70 @@ pub(super) fn decode(note: &[u8]) -> Option<Vec<Entry>> {
     let Some((version, mut rest)) = note.split_first() else {
         return Some(entries);
     };
-    if *version != VERSION {
-        return None;
-    }
-    let mut position = 0_u64;
+    let per_byte = match *version {
+        1 => 4,
+        VERSION => 2,
+        _ => return None,
+    };
+    let width = 8 / per_byte;
+    let (mut position, mut due_ms) = (0_u64, 0_u64);
     while !rest.is_empty() {
         position = position.checked_add(take_number(&mut rest)?)?;
         let count = usize::try_from(take_number(&mut rest)?).ok()?;
         // Checked against the bytes at hand before anything of this size is allocated.
-        let (bits, after) = rest.split_at_checked(count.div_ceil(4))?;
+        let (bits, after) = rest.split_at_checked(count.div_ceil(per_byte))?;
         rest = after;
-        let fates: Option<Vec<Option<Fate>>> = (0..count)
-            .map(|event| fate_of(bits[event / 4] >> (2 * (event % 4)) & 3))
-            .collect();
+        let mut marks = Vec::with_capacity(count);
+        for event in 0..count {
+            let bits = bits[event / per_byte] >> (width * (event % per_byte)) & ((1 << width) - 1);
+            marks.push(match bits {
+                0 => None,
+                1 => Some(Mark::Ended(Fate::Delivered)),
+                2 => Some(Mark::Ended(Fate::Dead)),
+                3 if *version > 1 => Some(Mark::Ended(Fate::Dropped)),
+                4 => {
+                    let failures = u32::try_from(take_number(&mut rest)?).ok()?;
+                    due_ms = due_ms.wrapping_add(unzigzag(take_number(&mut rest)?) as u64);
+                    Some(Mark::Failed { failures, due_ms })
+                }
+                _ => return None,
+            });
+        }
         entries.push(Entry {
             position: Position(position),
-            fates: fates?,
+            marks,
         });
     }
     Some(entries)
 }
 
-fn bits_of(fate: Option<Fate>) -> u8 {
-    match fate {
-        None | Some(Fate::Skipped(_)) => 0,
-        Some(Fate::Delivered) => 1,
-        Some(Fate::Dead) => 2,
+fn size_without_failures(entries: &[Entry]) -> usize {
+    let number = |number: u64| (u64::BITS - number.leading_zeros()).div_ceil(7).max(1) as usize;
+    let (mut size, mut previous) = (0, 0);
+    for Entry { position, marks } in entries {
+        size += number(position.0.saturating_sub(previous)) + number(marks.len() as u64) + marks.len().div_ceil(2);
+        previous = position.0;
+    }
+    size
+}
+
+fn bits_of(mark: Option<Mark>) -> u8 {
+    match mark {
+        None | Some(Mark::Ended(Fate::Skipped(_))) => 0,
+        Some(Mark::Ended(Fate::Delivered)) => 1,
+        Some(Mark::Ended(Fate::Dead)) => 2,
+        Some(Mark::Ended(Fate::Dropped)) => 3,
+        Some(Mark::Failed { .. }) => 4,
     }
 }
 
-fn fate_of(bits: u8) -> Option<Option<Fate>> {
-    match bits {
-        0 => Some(None),
-        1 => Some(Some(Fate::Delivered)),
-        2 => Some(Some(Fate::Dead)),
-        _ => None,
-    }
+/// Small numbers of either sign become small numbers.
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
 fn push_number(out: &mut Vec<u8>, mut number: u64) {
@@ -120,44 +178,64 @@ mod tests {
 
     use super::*;
 
-    fn encoded(entries: &[Entry]) -> Vec<u8> {
-        encode(entries.iter().map(|entry| (entry.position, entry.fates.as_slice())))
-    }
+    const DELIVERED: Option<Mark> = Some(Mark::Ended(Fate::Delivered));
+    const DEAD: Option<Mark> = Some(Mark::Ended(Fate::Dead));
 
-    fn entry(position: u64, fates: Vec<Option<Fate>>) -> Entry {
+    fn entry(position: u64, marks: Vec<Option<Mark>>) -> Entry {
         Entry {
             position: Position(position),
-            fates,
+            marks,
         }
     }
 
-    #[test]
-    fn the_format_of_version_1_never_changes() {
-        let entries = [
-            entry(300, vec![Some(Fate::Delivered), None, Some(Fate::Dead)]),
-            entry(301, vec![None, None, None, None, Some(Fate::Delivered)]),
-        ];
-        assert_eq!(encoded(&entries), [1, 0xac, 2, 3, 0b10_00_01, 1, 5, 0, 1]);
-        assert_eq!(decode(&encoded(&entries)).unwrap(), entries);
+    fn failed(failures: u32, due_ms: u64) -> Option<Mark> {
+        Some(Mark::Failed { failures, due_ms })
     }
 
     #[test]
-    fn nothing_settled_is_no_bytes() {
-        assert_eq!(encode([]), Vec::<u8>::new());
+    fn the_format_of_version_2_never_changes() {
+        let dropped = Some(Mark::Ended(Fate::Dropped));
+        let entries = [
+            entry(300, vec![DELIVERED, None, DEAD]),
+            entry(301, vec![failed(5, 1000), dropped, failed(1, 1000), failed(200, 998)]),
+        ];
+        let bytes = [
+            2, 0xac, 2, 3, 0x01, 0x02, 1, 4, 0x34, 0x44, 5, 0xd0, 0x0f, 1, 0, 0xc8, 1, 3,
+        ];
+        assert_eq!(encode(&entries), bytes);
+        assert_eq!(decode(&bytes).unwrap(), entries);
+    }
+
+    #[test]
+    fn a_note_of_version_1_is_read() {
+        let entries = [
+            entry(300, vec![DELIVERED, None, DEAD]),
+            entry(301, vec![None, None, None, None, DELIVERED]),
+        ];
+        assert_eq!(decode(&[1, 0xac, 2, 3, 0b10_00_01, 1, 5, 0, 1]).unwrap(), entries);
+        assert_eq!(decode(&[1, 1, 1, 3]), None);
+    }
+
+    #[test]
+    fn nothing_to_note_is_no_bytes() {
+        assert_eq!(encode(&[]), Vec::<u8>::new());
         assert_eq!(decode(&[]), Some(Vec::new()));
     }
 
     #[test]
     fn a_skipped_event_is_found_again_by_encoding() {
-        let note = encoded(&[entry(1, vec![Some(Fate::Skipped("kind")), Some(Fate::Dead)])]);
-        assert_eq!(decode(&note).unwrap(), [entry(1, vec![None, Some(Fate::Dead)])]);
+        let note = encode(&[entry(1, vec![Some(Mark::Ended(Fate::Skipped("kind"))), DEAD])]);
+        assert_eq!(decode(&note).unwrap(), [entry(1, vec![None, DEAD])]);
     }
 
     #[test]
     fn what_does_not_fit_is_left_out() {
-        let fates = |events| vec![Some(Fate::Delivered); events];
-        let entries = [entry(1, fates(8)), entry(2, fates(4 * MAX_BYTES)), entry(9, fates(8))];
-        let note = encoded(&entries);
+        let entries = [
+            entry(1, vec![DELIVERED; 8]),
+            entry(2, vec![DELIVERED; 2 * MAX_BYTES]),
+            entry(9, vec![DELIVERED; 8]),
+        ];
+        let note = encode(&entries);
         assert!(note.len() <= MAX_BYTES);
         assert_eq!(
             decode(&note).unwrap(),
@@ -167,34 +245,70 @@ mod tests {
     }
 
     #[test]
+    fn failures_give_way_to_what_would_be_sent_twice() {
+        let mut entries: Vec<Entry> = (0..20)
+            .map(|at| entry(at, (0..2000).map(|ms| failed(3, ms << 20)).collect()))
+            .collect();
+        entries.extend((20..30).map(|at| entry(at, vec![DELIVERED; 2000])));
+        let note = encode(&entries);
+        assert!(note.len() <= MAX_BYTES);
+        let read = decode(&note).unwrap();
+        assert_eq!(read[20..], entries[20..]);
+        assert_eq!(read[0], entries[0], "as many as fit");
+        assert_eq!(read[19], entry(19, vec![None; 2000]));
+    }
+
+    #[test]
+    fn the_failures_of_the_largest_window_fit_when_they_failed_together() {
+        // Of 32 requests at once to Kinesis. Records of one event take most.
+        for events in [2, 100] {
+            let records = 16_500 / events as u64;
+            let entries: Vec<Entry> = (0..records)
+                .map(|at| entry(at, vec![failed(5, 1_700_000_000_000); events]))
+                .collect();
+            assert_eq!(decode(&encode(&entries)).unwrap(), entries);
+        }
+    }
+
+    #[test]
     fn another_version_and_damage_are_refused() {
         for note in [
-            &[2, 1, 1, 1][..],
-            &[1, 1],
-            &[1, 1, 5, 0],
-            &[1, 1, 1, 3],
-            &[1, 0xff, 0xff],
+            &[3, 1, 1, 1][..],
+            &[2, 1],
+            &[2, 1, 3, 0],
+            &[2, 1, 1, 5],
+            &[2, 1, 1, 4],
+            &[2, 0xff, 0xff],
         ] {
             assert_eq!(decode(note), None, "{note:?}");
         }
-        let huge = [1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
+        let huge = [2, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
         assert_eq!(decode(&huge), None);
     }
 
     proptest! {
         #[test]
         fn comes_back_as_it_was(
-            records in prop::collection::vec((1u64..u64::MAX / 64, prop::collection::vec(0u8..3, 1..20)), 0..32),
+            records in prop::collection::vec(
+                (1u64..u64::MAX / 64, prop::collection::vec((0u8..5, any::<u32>(), any::<u64>()), 1..20)), 0..32,
+            ),
         ) {
             let mut position = 0;
+            let mark = |(bits, failures, due_ms)| match bits {
+                0 => None,
+                1 => DELIVERED,
+                2 => DEAD,
+                3 => Some(Mark::Ended(Fate::Dropped)),
+                _ => failed(failures, due_ms),
+            };
             let entries: Vec<Entry> = records
                 .into_iter()
-                .map(|(step, bits)| {
+                .map(|(step, marks)| {
                     position += step;
-                    entry(position, bits.into_iter().map(|bits| fate_of(bits).unwrap()).collect())
+                    entry(position, marks.into_iter().map(mark).collect())
                 })
                 .collect();
-            prop_assert_eq!(decode(&encoded(&entries)), Some(entries));
+            prop_assert_eq!(decode(&encode(&entries)), Some(entries));
         }
 
         #[test]

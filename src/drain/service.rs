@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::counts::Counts;
+use super::fate::{Fate, Tries};
 use super::window::{Slot, Waiting};
-use super::{LAST_ANSWER, Settings, Stop, Tries, pack, retry};
+use super::{LAST_ANSWER, Settings, Stop, pack, retry};
 use crate::destination::{Destination, Encoded, Item, Limits, Verdict};
 use crate::export;
 use crate::record::{Record, RecordEvent};
@@ -28,8 +29,16 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Returns a new event's state.
-    pub(super) fn prepare(&self, record: &Record, event: &RecordEvent, limits: Limits, now: Instant) -> Slot {
+    /// Returns the state of an event that was read, to be sent at `due`.
+    pub(super) fn prepare(
+        &self,
+        record: &Record,
+        event: &RecordEvent,
+        limits: Limits,
+        tries: Tries,
+        due: Instant,
+    ) -> Slot {
+        let refused = |why| Slot::Dying { why, transient: false };
         let id = export::event_id(record, event);
         let event = export::export_event(record, event, &id);
         let encode = || match self.settings.narrow.apply(&event) {
@@ -41,15 +50,15 @@ impl Service {
             Encoded::Reject("encoding panicked".to_owned())
         });
         match encoded {
-            Encoded::Skip(reason) => Slot::Settled(super::Fate::Skipped(reason)),
-            Encoded::Reject(why) => Slot::Dying(why),
+            Encoded::Skip(reason) => Slot::Settled(Fate::Skipped(reason)),
+            Encoded::Reject(why) => refused(why),
             Encoded::Item(item) => match pack::oversize(item.size, limits) {
-                Some(why) => Slot::Dying(why),
+                Some(why) => refused(why),
                 None => Slot::Waiting(Waiting {
                     item,
-                    tries: Tries::default(),
+                    tries,
                     most: usize::MAX,
-                    due: now,
+                    due,
                 }),
             },
         }

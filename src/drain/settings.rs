@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::backoff::Backoff;
+use crate::attempts::Retry;
 use crate::destination::Limits;
 use crate::export::narrow::Narrow;
 use crate::queue::Limit;
@@ -15,8 +15,8 @@ const WINDOW_EVENTS: usize = 1000;
 /// How one destination is served.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Waits between tries (`retry: { initial, max }`); 1 s to 60 s.
-    pub retry: Backoff,
+    /// How failed deliveries are repeated.
+    pub retry: Retry,
     /// The most requests under way at a time, within the destination's own [`Limits::requests`]. 1.
     pub concurrency: usize,
     /// Bound of one request; its events are sent again when it passes. 60 s.
@@ -32,10 +32,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            retry: Backoff {
-                initial: Duration::from_secs(1),
-                max: Duration::from_secs(60),
-            },
+            retry: Retry::DEFAULT,
             concurrency: 1,
             timeout: Duration::from_secs(60),
             window: None,

@@ -1,4 +1,4 @@
-//! How a delivery is going, for people: the status page, the log and the gauge of a refused configuration.
+//! How a delivery is going, for people: the status page, the log and the gauges of a destination in trouble.
 //!
 //! Owns the words and the rhythm: a WARN when delivery begins to fail and once a minute while it does, an INFO when it
 //! recovers. Never says anything of an event's content. Decides nothing.
@@ -7,8 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use metrics::Gauge;
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
+
+use super::breaker::Breaker;
 
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -47,6 +50,8 @@ pub enum State {
 pub struct Snapshot {
     /// What the drain is doing.
     pub state: State,
+    /// How much the destination gets.
+    pub breaker: Breaker,
     /// When the destination last acknowledged an event, since the start.
     pub last_delivered: Option<SystemTime>,
     /// Why the queue could not be read or committed to, while it cannot.
@@ -57,6 +62,7 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub struct DrainStatus {
     snapshot: Mutex<Snapshot>,
+    turns: watch::Sender<u64>,
 }
 
 impl DrainStatus {
@@ -65,10 +71,28 @@ impl DrainStatus {
         self.lock().clone()
     }
 
+    /// Returns how often the destination began or ceased to work since the start: it works while the number is odd.
+    pub(super) fn turns(&self) -> watch::Receiver<u64> {
+        self.turns.subscribe()
+    }
+
+    fn turn(&self, works: bool) {
+        self.turns.send_if_modified(|turns| {
+            let turned = works != is_working(*turns);
+            *turns += u64::from(turned);
+            turned
+        });
+    }
+
     // A snapshot is written field by field with whole values, so it is good even if a writer panicked.
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns whether the destination works, after so many turns.
+pub(super) fn is_working(turns: u64) -> bool {
+    turns % 2 == 1
 }
 
 /// Delivery that fails, as it stands after a request.
@@ -90,27 +114,50 @@ pub(super) struct Reporter {
     destination: String,
     status: Arc<DrainStatus>,
     blocked: Gauge,
+    breaker: Gauge,
     failing_since: Option<SystemTime>,
     warned: bool,
     failure_logged: Option<Instant>,
     queue_logged: Option<Instant>,
-    dead_logged: Option<Instant>,
-    dead_unsaid: usize,
+    dead: Losses,
+    given_up: Losses,
+    dropped: Losses,
+    opened_logged: Option<Instant>,
+}
+
+/// Events to be told of once a minute.
+#[derive(Debug, Default)]
+struct Losses {
+    logged: Option<Instant>,
+    unsaid: usize,
+}
+
+impl Losses {
+    /// Returns how many there were since this last returned any, if it is time to tell.
+    fn add(&mut self, events: usize) -> Option<usize> {
+        self.unsaid += events;
+        (self.unsaid > 0 && due(&mut self.logged)).then(|| std::mem::take(&mut self.unsaid))
+    }
 }
 
 impl Reporter {
-    pub(super) fn new(destination: String, status: Arc<DrainStatus>, blocked: Gauge) -> Self {
+    pub(super) fn new(destination: String, status: Arc<DrainStatus>, blocked: Gauge, breaker: Gauge) -> Self {
         blocked.set(0.0);
+        breaker.set(0.0);
+        status.turn(false);
         Self {
             destination,
             status,
             blocked,
+            breaker,
             failing_since: None,
             warned: false,
             failure_logged: None,
             queue_logged: None,
-            dead_logged: None,
-            dead_unsaid: 0,
+            dead: Losses::default(),
+            given_up: Losses::default(),
+            dropped: Losses::default(),
+            opened_logged: None,
         }
     }
 
@@ -131,6 +178,49 @@ impl Reporter {
     /// The destination acknowledged at least one event.
     pub(super) fn delivered(&self) {
         self.status.lock().last_delivered = Some(SystemTime::now());
+    }
+
+    /// The destination works, or fails as a whole.
+    pub(super) fn works(&self, works: bool) {
+        self.status.turn(works);
+    }
+
+    /// The destination gets so much now.
+    pub(super) fn breaker(&mut self, breaker: Breaker) {
+        let before = std::mem::replace(&mut self.status.lock().breaker, breaker);
+        if before == breaker {
+            return;
+        }
+        self.breaker.set(match breaker {
+            Breaker::Closed => 0.0,
+            Breaker::HalfOpen => 1.0,
+            Breaker::Open => 2.0,
+        });
+        let destination = &self.destination;
+        match breaker {
+            Breaker::Open if due(&mut self.opened_logged) => {
+                self.warned = true;
+                warn!(
+                    destination,
+                    "destination is down, single events are tried until it answers"
+                );
+            }
+            Breaker::HalfOpen if self.warned => info!(destination, "destination answers again, what waits follows"),
+            _ => {}
+        }
+    }
+
+    /// The destination works; events that failed wait until `wait` is over.
+    pub(super) fn waiting(&mut self, wait: Duration) {
+        self.blocked.set(0.0);
+        let mut snapshot = self.status.lock();
+        if let State::Retrying { why, since, .. } | State::Blocked { why, since, .. } = &snapshot.state {
+            snapshot.state = State::Retrying {
+                why: why.clone(),
+                since: *since,
+                next: SystemTime::now() + wait,
+            };
+        }
     }
 
     /// Events failed and wait to be sent again.
@@ -178,15 +268,27 @@ impl Reporter {
         }
     }
 
-    /// Events were kept as dead letters.
+    /// Events were kept as dead letters: refused for themselves.
     pub(super) fn buried(&mut self, events: usize, why: &str) {
-        self.dead_unsaid += events;
-        if due(&mut self.dead_logged) {
-            let events = std::mem::take(&mut self.dead_unsaid);
-            warn!(
-                destination = self.destination,
-                why, events, "events refused, kept as dead letters"
-            );
+        if let Some(events) = self.dead.add(events) {
+            let destination = &self.destination;
+            warn!(destination, why, events, "events refused, kept as dead letters");
+        }
+    }
+
+    /// Events were kept as dead letters: out of tries.
+    pub(super) fn gave_up(&mut self, events: usize, why: &str) {
+        if let Some(events) = self.given_up.add(events) {
+            let destination = &self.destination;
+            warn!(destination, why, events, "events out of tries, kept as dead letters");
+        }
+    }
+
+    /// Events are gone: out of tries.
+    pub(super) fn dropped(&mut self, events: usize) {
+        if let Some(events) = self.dropped.add(events) {
+            let destination = &self.destination;
+            error!(destination, events, "events out of tries, dropped as configured");
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::time::Instant;
 
-use super::{Entry, Fate, Tries};
+use super::fate::{Entry, Fate, Mark, Tries};
 use crate::destination::Item;
 use crate::queue::{DeadLetter, Limit, Position};
 use crate::record::{Record, RecordEvent};
@@ -19,10 +19,10 @@ use crate::record::{Record, RecordEvent};
 pub(super) enum Slot {
     /// To be sent when it is due.
     Waiting(Waiting),
-    /// In a request; `again` if it was in one before.
-    Sending { again: bool },
+    /// In a request; what its earlier ones came to.
+    Sending(Tries),
     /// Given up for this reason, but not yet kept as a dead letter.
-    Dying(String),
+    Dying { why: String, transient: bool },
     /// Needs nothing more.
     Settled(Fate),
 }
@@ -64,7 +64,7 @@ pub(super) struct Window {
     /// The number of the first record held.
     first: usize,
     // What the note of the last run says of records that have not been read again yet.
-    remembered: BTreeMap<Position, Vec<Option<Fate>>>,
+    remembered: BTreeMap<Position, Vec<Option<Mark>>>,
     events: usize,
     bytes: usize,
     again: usize,
@@ -76,7 +76,7 @@ impl Window {
     /// Returns an empty window that will honour what an earlier run settled.
     pub(super) fn remembering(entries: Vec<Entry>) -> Self {
         Self {
-            remembered: entries.into_iter().map(|entry| (entry.position, entry.fates)).collect(),
+            remembered: entries.into_iter().map(|entry| (entry.position, entry.marks)).collect(),
             ..Self::default()
         }
     }
@@ -95,29 +95,31 @@ impl Window {
         !self.unopened.is_empty()
     }
 
-    /// Opens the next record; `state` is asked for the state of each event that an earlier run did not settle. Returns
-    /// how many events it has.
-    pub(super) fn open(&mut self, mut state: impl FnMut(&Record, &RecordEvent) -> Slot) -> usize {
+    /// Opens the next record; `state` is asked for the state of each event that an earlier run did not settle, with how
+    /// often it failed then and when it was due (Unix milliseconds). Returns how many events it has.
+    pub(super) fn open(&mut self, mut state: impl FnMut(&Record, &RecordEvent, Option<(u32, u64)>) -> Slot) -> usize {
         let Some((position, record)) = self.unopened.pop_front() else {
             return 0;
         };
-        // Positions only grow: what is remembered of earlier ones was evicted or has become unopenedable.
-        let fates = if self.remembered.is_empty() {
+        // Positions only grow: what is remembered of earlier ones was evicted or has become unreadable.
+        let marks = if self.remembered.is_empty() {
             Vec::new()
         } else {
             self.remembered = self.remembered.split_off(&position);
             self.remembered.remove(&position).unwrap_or_default()
         };
-        let known = |event: usize| (fates.len() == record.events.len()).then(|| fates[event]).flatten();
-        let slots: Vec<Slot> = record
-            .events
-            .iter()
-            .enumerate()
-            .map(|(place, event)| known(place).map_or_else(|| state(&record, event), Slot::Settled))
+        let known = |event: usize| (marks.len() == record.events.len()).then(|| marks[event]).flatten();
+        let slots: Vec<Slot> = (record.events.iter().enumerate())
+            .map(|(place, event)| match known(place) {
+                Some(Mark::Ended(fate)) => Slot::Settled(fate),
+                Some(Mark::Failed { failures, due_ms }) => state(&record, event, Some((failures, due_ms))),
+                None => state(&record, event, None),
+            })
             .collect();
         let count = |is: fn(&Slot) -> bool| slots.iter().filter(|slot| is(slot)).count();
         let waiting = count(|slot| matches!(slot, Slot::Waiting(_)));
-        let dying = count(|slot| matches!(slot, Slot::Dying(_)));
+        let dying = count(|slot| matches!(slot, Slot::Dying { .. }));
+        self.again += count(|slot| matches!(slot, Slot::Waiting(waiting) if waiting.tries.sent > 0));
         self.dirty |= waiting < slots.len() || slots.is_empty();
         self.dying += dying;
         let events = slots.len();
@@ -167,12 +169,26 @@ impl Window {
         self.waiting().filter(move |waiting| waiting.due <= now)
     }
 
-    /// Makes every waiting event due.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    /// Makes waiting events due for which `which` is true.
+    pub(super) fn hurry(&mut self, now: Instant, which: impl Fn(&Tries) -> bool) {
         for slot in self.held.iter_mut().flat_map(|held| &mut held.slots) {
-            if let Slot::Waiting(waiting) = slot {
+            if let Slot::Waiting(waiting) = slot
+                && which(&waiting.tries)
+            {
                 waiting.due = waiting.due.min(now);
             }
+        }
+    }
+
+    /// Makes the first event due that waits because the destination as a whole failed.
+    pub(super) fn hurry_one(&mut self, now: Instant) {
+        let slots = self.held.iter_mut().flat_map(|held| &mut held.slots);
+        let first = slots.filter_map(|slot| match slot {
+            Slot::Waiting(waiting) if waiting.tries.by_destination => Some(waiting),
+            _ => None,
+        });
+        if let Some(waiting) = first.into_iter().next() {
+            waiting.due = waiting.due.min(now);
         }
     }
 
@@ -185,11 +201,11 @@ impl Window {
                 if taken.len() == count {
                     return taken;
                 }
-                let again = match slot {
-                    Slot::Waiting(waiting) if waiting.due <= now => waiting.tries.sent > 0,
+                let tries = match slot {
+                    Slot::Waiting(waiting) if waiting.due <= now => waiting.tries,
                     _ => continue,
                 };
-                if let Slot::Waiting(waiting) = std::mem::replace(slot, Slot::Sending { again }) {
+                if let Slot::Waiting(waiting) = std::mem::replace(slot, Slot::Sending(tries)) {
                     held.waiting -= 1;
                     taken.push((Place { record, event }, waiting));
                 }
@@ -216,13 +232,18 @@ impl Window {
             return;
         };
         let (waiting, unsettled) = held;
-        self.again -= usize::from(matches!(old, Slot::Sending { again: true }));
+        let before = match old {
+            Slot::Sending(tries) => *tries,
+            _ => Tries::default(),
+        };
+        self.again -= usize::from(before.sent > 0);
         match &slot {
             Slot::Waiting(next) => {
                 *waiting += 1;
                 self.again += usize::from(next.tries.sent > 0);
+                self.dirty |= next.tries.failures != before.failures;
             }
-            Slot::Dying(_) => {
+            Slot::Dying { .. } => {
                 self.dying += 1;
                 self.dirty = true;
             }
@@ -230,7 +251,7 @@ impl Window {
                 *unsettled -= 1;
                 self.dirty = true;
             }
-            Slot::Sending { again } => self.again += usize::from(*again),
+            Slot::Sending(tries) => self.again += usize::from(tries.sent > 0),
         }
         *old = slot;
     }
@@ -248,8 +269,8 @@ impl Window {
         }
         for held in &self.held {
             for (slot, event) in held.slots.iter().zip(&held.record.events) {
-                if let Slot::Dying(why) = slot {
-                    letters.push(letter(held, event, destination, dead_ms, why));
+                if let Slot::Dying { why, transient } = slot {
+                    letters.push(letter(held, event, destination, dead_ms, (why, *transient)));
                 }
             }
         }
@@ -260,7 +281,7 @@ impl Window {
     pub(super) fn buried(&mut self) {
         for held in &mut self.held {
             for slot in &mut held.slots {
-                if matches!(slot, Slot::Dying(_)) {
+                if matches!(slot, Slot::Dying { .. }) {
                     *slot = Slot::Settled(Fate::Dead);
                     held.unsettled -= 1;
                 }
@@ -274,18 +295,25 @@ impl Window {
         self.settled().last().map(|held| held.position)
     }
 
-    /// Returns the settled events after [`settled_to`](Self::settled_to), and what is still remembered of an earlier run.
-    pub(super) fn settled_beyond(&self) -> Vec<Entry> {
+    /// Returns what is to be noted of the events after [`settled_to`](Self::settled_to), and of what is still remembered
+    /// of an earlier run. `to_ms` turns the time of a next try into Unix milliseconds.
+    pub(super) fn marks(&self, to_ms: impl Fn(Instant) -> u64) -> Vec<Entry> {
+        let mark = |slot: &Slot| match slot {
+            Slot::Settled(fate) => Some(Mark::Ended(*fate)),
+            Slot::Waiting(Waiting { tries, .. }) | Slot::Sending(tries) => mark_of(tries, &to_ms),
+            Slot::Dying { .. } => None,
+        };
         let beyond = self.held.iter().skip(self.settled().count());
         let held = beyond
-            .filter(|held| held.unsettled < held.slots.len())
+            .filter(|held| self.again > 0 || held.unsettled < held.slots.len())
             .map(|held| Entry {
                 position: held.position,
-                fates: held.slots.iter().map(fate).collect(),
-            });
-        let remembered = self.remembered.iter().map(|(position, fates)| Entry {
+                marks: held.slots.iter().map(mark).collect(),
+            })
+            .filter(|entry| entry.marks.iter().any(Option::is_some));
+        let remembered = self.remembered.iter().map(|(position, marks)| Entry {
             position: *position,
-            fates: fates.clone(),
+            marks: marks.clone(),
         });
         held.chain(remembered).collect()
     }
@@ -350,19 +378,35 @@ fn fate(slot: &Slot) -> Option<Fate> {
     }
 }
 
-fn letter(held: &Held, event: &RecordEvent, destination: &str, dead_ms: u64, why: &str) -> DeadLetter {
+fn mark_of(tries: &Tries, to_ms: impl Fn(Instant) -> u64) -> Option<Mark> {
+    let planned = tries.planned.filter(|_| tries.failures > 0)?;
+    Some(Mark::Failed {
+        failures: tries.failures,
+        due_ms: to_ms(planned),
+    })
+}
+
+fn letter(
+    held: &Held,
+    event: &RecordEvent,
+    destination: &str,
+    dead_ms: u64,
+    (why, transient): (&str, bool),
+) -> DeadLetter {
     DeadLetter {
         position: held.position,
         index: event.index,
         dead_ms,
         why: why.to_owned(),
-        transient: false,
+        // An event that came back once has to wait for a person: otherwise one that never succeeds would go round.
+        transient: transient && !held.record.given_up,
         // The batch's seed and the event's index: delivered from here, the event has the id it always had.
         record: Record {
             received_ms: held.record.received_ms,
             origin: held.record.origin.clone(),
             destinations: vec![destination.to_owned()],
             id_seed: held.record.id_seed,
+            given_up: held.record.given_up || transient,
             events: vec![event.clone()],
         },
     }

@@ -205,7 +205,8 @@ pub struct DeadLetter {
     pub dead_ms: u64,
     /// Why, in the destination's words. Holds no event data.
     pub why: String,
-    /// The reason may pass (out of tries): delivery may succeed later. False for an event that was refused for itself.
+    /// It goes out again by itself once its destination works: it was out of tries for the first time. False for an event
+    /// that was refused for itself, and for one that was out of tries again.
     pub transient: bool,
     /// A one-event record from which the event can be delivered again with the same id.
     pub record: Record,

@@ -1,8 +1,8 @@
-//! The bytes of a queue record, format version 1. Numbers are little-endian; a string is its length (u32) and UTF-8.
+//! The bytes of a queue record, format versions 1 and 2. Numbers are little-endian; a string is its length (u32) and UTF-8.
 //!
 //! ```text
 //! offset  size  what
-//!      0     1  format version: 1
+//!      0     1  format version: 1; 2 for a record whose event was given up before, which differs in nothing else
 //!      1     4  CRC-32 of byte 0 and of everything from offset 5
 //!      5     4  length H of the header
 //!      9     4  CRC-32 of byte 0, of the header's length and of the header
@@ -27,8 +27,11 @@ use crate::event::{Kind, Schema};
 use crate::record::wire::{Malformed, Put, Take};
 use crate::record::{Origin, Record, RecordEvent};
 
-/// The format that this build writes and reads.
+/// The format of nearly every record.
 pub const VERSION: u8 = 1;
+
+/// The format of a record with [`Record::given_up`].
+const GIVEN_UP: u8 = 2;
 
 /// The largest inflated body, in bytes. Far above any request body that is teed; bounds what a decoder allocates.
 pub const MAX_BODY: usize = 256 << 20;
@@ -126,7 +129,8 @@ impl Encoder {
         let compressed = self.compressor.compress(&self.body).map_err(EncodeError::Compress)?;
 
         let mut out = Vec::with_capacity(compressed.len() + 256);
-        out.put_u8(VERSION);
+        let version = if record.given_up { GIVEN_UP } else { VERSION };
+        out.put_u8(version);
         out.put_u32(0);
         out.put_u32(0);
         out.put_u32(0);
@@ -143,11 +147,11 @@ impl Encoder {
             out.put_str(destination);
         }
         let header_length = ((out.len() - HEADER_AT) as u32).to_le_bytes();
-        let header_checksum = checksum(&[&[VERSION], &header_length, &out[HEADER_AT..]]).to_le_bytes();
+        let header_checksum = checksum(&[&[version], &header_length, &out[HEADER_AT..]]).to_le_bytes();
         out[5..9].copy_from_slice(&header_length);
         out[9..13].copy_from_slice(&header_checksum);
         out.extend_from_slice(&compressed);
-        let record_checksum = checksum(&[&[VERSION], &out[5..]]).to_le_bytes();
+        let record_checksum = checksum(&[&[version], &out[5..]]).to_le_bytes();
         out[1..5].copy_from_slice(&record_checksum);
 
         // One giant batch must not keep its memory for the life of the process.
@@ -231,12 +235,14 @@ fn read(bytes: &[u8], inflate: impl FnOnce(&[u8], usize) -> io::Result<Vec<u8>>)
         origin,
         destinations: parsed.header.destinations,
         id_seed: parsed.id_seed,
+        given_up: parsed.given_up,
         events,
     })
 }
 
 struct Parsed<'a> {
     header: Header,
+    given_up: bool,
     schema: Schema,
     id_seed: [u8; 16],
     body_length: usize,
@@ -247,7 +253,7 @@ struct Parsed<'a> {
 fn parse(bytes: &[u8]) -> Result<Parsed<'_>, DecodeError> {
     let mut outer = Take::new(bytes);
     let version = outer.u8()?;
-    if version != VERSION {
+    if ![VERSION, GIVEN_UP].contains(&version) {
         return Err(DecodeError::UnknownVersion(version));
     }
     let record_checksum = outer.u32()?;
@@ -279,6 +285,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed<'_>, DecodeError> {
             events,
             json_bytes,
         },
+        given_up: version == GIVEN_UP,
         schema,
         id_seed,
         body_length,
@@ -313,12 +320,12 @@ mod tests {
             any::<u64>(),
             any::<[u8; 16]>(),
             proptest::collection::vec(".{0,12}", 5),
-            (any::<u8>(), any::<bool>()),
+            (any::<u8>(), any::<bool>(), any::<bool>()),
             proptest::collection::vec("[a-z-]{1,10}", 0..4),
             proptest::collection::vec(event, 1..20),
         )
             .prop_map(
-                |(received_ms, id_seed, texts, (number, unsummarized), destinations, events)| Record {
+                |(received_ms, id_seed, texts, (number, unsummarized, given_up), destinations, events)| Record {
                     received_ms,
                     origin: Origin {
                         environment: texts[0].clone(),
@@ -330,6 +337,7 @@ mod tests {
                     },
                     destinations,
                     id_seed,
+                    given_up,
                     events: events
                         .into_iter()
                         .map(|(index, kind, json)| RecordEvent {
@@ -403,7 +411,7 @@ mod tests {
 
     #[test]
     fn an_unknown_version_is_its_own_error() {
-        assert_eq!(decode(&[2, 0, 0, 0]), Err(DecodeError::UnknownVersion(2)));
+        assert_eq!(decode(&[3, 0, 0, 0]), Err(DecodeError::UnknownVersion(3)));
         assert_eq!(peek(&[9]), Err(DecodeError::UnknownVersion(9)));
     }
 }

@@ -23,6 +23,9 @@ pub struct Record {
     /// Seed of the event ids: a hash of environment and payload id, or of environment and body where the SDK sent no
     /// payload id. The same for an SDK's retry.
     pub id_seed: [u8; 16],
+    /// Its event was out of tries before and has come back from the dead letters: given up again, it stays there until
+    /// a person replays it.
+    pub given_up: bool,
     /// The selected events in the order of the payload. Never empty.
     pub events: Vec<RecordEvent>,
 }

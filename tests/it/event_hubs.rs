@@ -30,10 +30,10 @@ fn every_recorded_build_arrives_byte_for_byte() {
 fn a_hub_that_fails_loses_nothing() {
     let upstream = Upstream::accepting();
     let hub = EventHubs::start();
-    hub.then(Answer::full(503, &[("Retry-After", "1")], b""), false);
-    hub.then(Answer::status(500), false);
     hub.then(Answer::close(), true);
     hub.then(Answer::status(413), false);
+    hub.then(Answer::full(503, &[("Retry-After", "1")], b""), false);
+    hub.then(Answer::status(500), false);
     let mut setup = Setup::new(upstream.address());
     let retry = json!({ "initial": "10ms", "max": "50ms" });
     setup.config["destinations"] = json!([{ "name": "archive", "azure_event_hubs": hub.settings(), "retry": retry }]);

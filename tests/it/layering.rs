@@ -40,7 +40,7 @@ fn level(module: &[String]) -> Option<u8> {
         ["event" | "metrics" | "overrides", ..] => 10,
         ["listen", ..] => 12,
         ["record", ..] => 15,
-        ["glob" | "web"] => 7,
+        ["attempts" | "glob" | "web"] => 7,
         ["export", "form" | "selection" | "redact", ..] => 22,
         ["export", "narrow", ..] => 23,
         ["export", ..] => 20,

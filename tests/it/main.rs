@@ -29,6 +29,7 @@ mod limits;
 mod loss;
 mod mappings;
 mod mparticle;
+mod neighbours;
 mod official_clients;
 mod passthrough;
 mod power_cut;

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::super::{Drain, DrainStatus, Ending, Settings, Stop};
 use crate::destination::{Destination, Encoded, Item, Limits, ProbeError, Verdict};
 use crate::event::{Kind, Schema};
-use crate::export::ExportEvent;
+use crate::export::{ExportEvent, event_ids};
 use crate::metrics::Metrics;
-use crate::queue::{ConsumeError, Consumer, DeadLetter, Limit, Position};
+use crate::queue::{Clock, ConsumeError, Consumer, DeadLetter, Limit, Position};
 use crate::record::{Origin, Record, RecordEvent};
 
 /// The queue: what is stored survives every consumer.
@@ -32,6 +32,9 @@ pub(super) struct Stored {
     pub(super) letters: Vec<DeadLetter>,
     pub(super) commits: usize,
     pub(super) closed: bool,
+    started: Option<Instant>,
+    /// How far the wall clock has jumped ahead, milliseconds.
+    pub(super) clock_ahead_ms: i64,
     /// The next calls of `next`, `bury` or `commit` fail as often.
     pub(super) next_fails: usize,
     pub(super) bury_fails: usize,
@@ -63,6 +66,27 @@ impl FakeQueue {
         state.cursor == state.records.last().map(|(position, _)| *position)
     }
 
+    /// A wall clock that goes with the paused time, as far ahead as `clock_ahead_ms` says.
+    fn clock(&self) -> Clock {
+        let state = Arc::clone(&self.state);
+        Arc::new(move || {
+            let mut state = state.lock().unwrap();
+            let passed = state.started.get_or_insert_with(Instant::now).elapsed().as_millis() as i64;
+            (1_800_000_000_000 + state.clock_ahead_ms + passed) as u64
+        })
+    }
+
+    /// Events of records behind the cursor, and of all.
+    fn waiting(&self) -> (u64, u64) {
+        let state = self.lock();
+        let events = |(_, record): &(Position, Record)| record.events.len() as u64;
+        let waiting = state
+            .records
+            .iter()
+            .filter(|(position, _)| Some(*position) > state.cursor);
+        (waiting.map(events).sum(), state.records.iter().map(events).sum())
+    }
+
     fn consumer(&self) -> Box<dyn Consumer> {
         let cursor = self.lock().cursor;
         Box::new(FakeConsumer {
@@ -72,7 +96,7 @@ impl FakeQueue {
     }
 }
 
-fn record(seed: u64, names: &[&str]) -> Record {
+pub(super) fn record(seed: u64, names: &[&str]) -> Record {
     let event = |(index, name): (usize, &&str)| RecordEvent {
         index: index as u32,
         kind: Kind::Custom,
@@ -93,6 +117,7 @@ fn record(seed: u64, names: &[&str]) -> Record {
         },
         destinations: vec!["lake".to_owned(), "other".to_owned()],
         id_seed: u128::from(seed).to_be_bytes(),
+        given_up: false,
         events: names.iter().enumerate().map(event).collect(),
     }
 }
@@ -174,6 +199,10 @@ pub(super) enum Answer {
     Verdicts(Vec<Verdict>),
     Hang,
     Panic,
+    /// The service has the events; nobody hears of it.
+    TakenUnheard,
+    /// The service has the events; what is heard is an error.
+    TakenGarbled,
 }
 
 type Script = Box<dyn FnMut(&[String]) -> Answer + Send>;
@@ -284,6 +313,12 @@ impl FakeDestination {
             .collect()
     }
 
+    fn take(&self, items: &[Item], names: &[String], taken: impl Fn(usize) -> bool) {
+        let taken = items.iter().zip(names).enumerate().filter(|(at, _)| taken(*at));
+        let mut log = self.delivered.lock().unwrap();
+        log.extend(taken.map(|(_, (item, name))| (item.id.clone(), name.clone())));
+    }
+
     // Given back when the request ends, however it does.
     fn seat(&self) -> Seat {
         let mut under_way = self.under_way.lock().unwrap();
@@ -345,11 +380,16 @@ impl Destination for FakeDestination {
         let answer = (self.script.lock().unwrap())(&names);
         match answer {
             Answer::Verdicts(verdicts) => {
-                let delivered = items.iter().zip(names).zip(&verdicts);
-                let delivered = delivered.filter(|(_, verdict)| **verdict == Verdict::Delivered);
-                let mut log = self.delivered.lock().unwrap();
-                log.extend(delivered.map(|((item, name), _)| (item.id.clone(), name)));
+                self.take(items, &names, |at| verdicts.get(at) == Some(&Verdict::Delivered));
                 verdicts
+            }
+            Answer::TakenUnheard => {
+                self.take(items, &names, |_| true);
+                std::future::pending().await
+            }
+            Answer::TakenGarbled => {
+                self.take(items, &names, |_| true);
+                vec![super::retry(); items.len()]
             }
             Answer::Hang => std::future::pending().await,
             Answer::Panic => panic!("a panic that a test asked for"),
@@ -393,6 +433,7 @@ impl Running {
             settings,
             status: status.clone(),
             stop: stop.clone(),
+            clock: queue.clock(),
         };
         Self {
             destination,
@@ -414,6 +455,21 @@ impl Running {
     pub(super) async fn crash(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+
+    /// Holds what was counted against what the test put in and what the destination and the dead letters have. For a
+    /// drain that saw everything from the start.
+    pub(super) fn assert_balance(&self, queue: &FakeQueue) {
+        let term = |what: &str| self.counter(&format!("flagtap_destination_events_{what}_total"));
+        let [delivered, skipped, dead, dropped] = ["delivered", "skipped", "dead", "dropped"].map(term);
+        let (waiting, all) = queue.waiting();
+        assert_eq!(all, delivered + skipped + dead + dropped + waiting);
+        if waiting == 0 {
+            let mut known: BTreeSet<String> = self.destination.delivered_ids().into_iter().collect();
+            known.extend(queue.lock().letters.iter().flat_map(|letter| event_ids(&letter.record)));
+            assert_eq!(known.len() as u64, delivered + dead);
+            assert_eq!(queue.lock().letters.len() as u64, dead);
+        }
     }
 
     pub(super) fn counter(&self, metric: &str) -> u64 {

@@ -2,7 +2,11 @@
 
 mod at_once;
 mod fakes;
+mod hostile;
+mod outage;
 mod random;
+mod redelivery;
+mod tries;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -229,7 +233,8 @@ async fn blocked_loses_nothing_and_recovers() {
     eventually("delivery", || queue.is_settled()).await;
     assert_eq!(running.destination.delivered(), ["a", "b"]);
     assert!(queue.dead().is_empty());
-    assert_eq!(running.destination.requests().len(), 7200 / 30 + 1);
+    // The last but one was tried with a single event.
+    assert_eq!(running.destination.requests().len(), 7200 / 30 + 2);
     assert_eq!(running.counter("flagtap_destination_blocked"), 0);
     eventually("rest", || running.status.get().state == State::Idle).await;
 }
@@ -251,7 +256,7 @@ async fn younger_events_pass_one_that_fails_until_the_window_is_full() {
     };
     let destination = Arc::new(FakeDestination::judging(judge).with_items(2));
     let running = Running::start_with(&queue, destination.clone(), settings);
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    tokio::time::sleep(Duration::from_secs(1200)).await;
     let delivered = destination.delivered().len();
     assert!((6..10).contains(&delivered), "{delivered} younger events passed");
     assert_eq!(queue.lock().cursor, None);
@@ -294,7 +299,13 @@ async fn a_destination_that_hangs_panics_or_miscounts_loses_nothing() {
     });
     let running = Running::start(&queue, destination);
     eventually("delivery", || queue.is_settled()).await;
-    assert_eq!(running.destination.requests(), vec![["a", "b"]; 5]);
+    let requests = running.destination.requests();
+    assert_eq!(requests[0], ["a", "b"]);
+    assert_eq!(
+        running.destination.delivered(),
+        ["a", "b"],
+        "each once, whatever was said before"
+    );
     assert_eq!(running.counter("flagtap_task_panics_total"), 1);
     assert_eq!(running.counter("flagtap_destination_events_delivered_total"), 2);
     assert!(queue.dead().is_empty());

@@ -242,6 +242,7 @@ impl Tee {
             },
             destinations: environment.destinations.clone(),
             id_seed: fingerprint.seed,
+            given_up: false,
             events,
         };
         let window = if fingerprint.by_payload_id {

@@ -122,6 +122,21 @@ pub(crate) async fn requeueing_what_is_not_there_does_nothing(rig: Rig) {
     nothing_comes(&mut lake).await;
 }
 
+pub(crate) async fn a_letter_that_is_requeued_twice_at_once_is_delivered_once(rig: Rig) {
+    let queue = rig.open().await;
+    let (letters, _) = bury(&queue, &rig, 20).await;
+    let keys = keys(&letters);
+    let (all, half) = tokio::join!(
+        queue.requeue_dead_letters(LAKE, &keys),
+        queue.requeue_dead_letters(LAKE, &keys[..10])
+    );
+    assert_eq!(all.unwrap() + half.unwrap(), 20);
+    let mut lake = consumer(&queue, LAKE).await;
+    take(&mut lake, 20).await;
+    nothing_comes(&mut lake).await;
+    assert_eq!(queue.stats().dead_letters, []);
+}
+
 pub(crate) async fn a_requeued_dead_letter_is_not_too_old_at_once(mut rig: Rig) {
     rig.settings.max_age = Duration::from_secs(1000);
     let queue = rig.open().await;

@@ -73,6 +73,7 @@ macro_rules! volatile {
             a_requeued_dead_letter_is_delivered_again_with_its_id
             a_requeued_dead_letter_is_counted_apart
             requeueing_what_is_not_there_does_nothing
+            a_letter_that_is_requeued_twice_at_once_is_delivered_once
             a_requeued_dead_letter_is_not_too_old_at_once
             a_cursor_in_use_is_not_removed
             a_destination_configured_later_gets_what_comes_from_then_on
@@ -245,6 +246,7 @@ pub(crate) fn record(
         },
         destinations: destinations.iter().map(|name| (*name).to_owned()).collect(),
         id_seed: [7; 16],
+        given_up: false,
         events: (0..events).map(event).collect(),
     }
 }

@@ -69,6 +69,7 @@ impl Scrape {
                     "delivered_total",
                     "skipped_total",
                     "dead_total",
+                    "dropped_total",
                     "evicted_total",
                     "corrupt_total",
                     "waiting",
@@ -77,7 +78,7 @@ impl Scrape {
                 if before.iter().sum::<f64>() != after.iter().sum::<f64>() {
                     return Some(format!(
                         "{environment} to {destination}: recovered, queued, requeued {before:?} but delivered, skipped, dead, \
-                         evicted, corrupt, waiting {after:?}"
+                         dropped, evicted, corrupt, waiting {after:?}"
                     ));
                 }
             }

@@ -1,0 +1,88 @@
+//! Dead letters that ran out of tries go out again by themselves when their destination works.
+//!
+//! Owns the pace and which letters are meant: those with [`DeadLetter::transient`], oldest first. The queue moves them in
+//! one step and only if they are still there, so a person's replay at the same moment does not have them delivered twice.
+//! Holds keys only, and at most [`MOST`] of them. Delivers nothing: what is requeued waits like other events.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::DrainStatus;
+use super::status::is_working;
+use crate::queue::{ConsumeError, DeadLetter, Position, Queue};
+
+/// Letters that are requeued at once.
+const MOST: usize = 1000;
+
+/// The wait between two rounds: with [`MOST`], slow enough to leave the destination and `max_bytes` to new events.
+const PACE: Duration = Duration::from_secs(10);
+
+/// Requeues letters of the destination `name` whenever it begins to work; never ends. Dropping it loses nothing.
+pub async fn redeliver(name: &str, queue: &dyn Queue, status: &DrainStatus) {
+    let mut turns = status.turns();
+    let mut failed = false;
+    loop {
+        let Ok(turn) = turns.wait_for(|turns| is_working(*turns)).await.map(|turn| *turn) else {
+            return;
+        };
+        let mut left = true;
+        while left && *turns.borrow() == turn {
+            match round(name, queue).await {
+                Ok(letters) => {
+                    left = letters > 0;
+                    failed = false;
+                    if left {
+                        info!(
+                            destination = name,
+                            letters, "destination works, dead letters are sent again"
+                        );
+                    }
+                }
+                Err(ConsumeError::Closed) => return,
+                Err(error) => {
+                    if !std::mem::replace(&mut failed, true) {
+                        warn!(destination = name, %error, "dead letters cannot be sent again yet");
+                    }
+                }
+            }
+            // Also after the last round: a destination that flaps must not have the file read all the time.
+            tokio::time::sleep(PACE).await;
+        }
+        if turns.wait_for(|now| *now != turn).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns how many letters were requeued.
+async fn round(name: &str, queue: &dyn Queue) -> Result<u64, ConsumeError> {
+    if !queue
+        .stats()
+        .dead_letters
+        .iter()
+        .any(|(of, letters)| of == name && *letters > 0)
+    {
+        return Ok(0);
+    }
+    let keys: Arc<Mutex<Vec<(Position, u32)>>> = Arc::default();
+    let found = Arc::clone(&keys);
+    let note = move |letter: &DeadLetter| {
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        if letter.transient {
+            found.push((letter.position, letter.index));
+        }
+        // The keys are all that is needed; a letter that is wanted ends the search.
+        found.len() >= MOST
+    };
+    queue.find_dead_letters(name, 1, Arc::new(note)).await?;
+    let mut keys = std::mem::take(&mut *keys.lock().unwrap_or_else(PoisonError::into_inner));
+    // A crash between burying and committing leaves a letter twice.
+    keys.sort_unstable();
+    keys.dedup();
+    if keys.is_empty() {
+        return Ok(0);
+    }
+    queue.requeue_dead_letters(name, &keys).await
+}
