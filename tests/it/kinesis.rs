@@ -48,7 +48,7 @@ fn every_event_reaches_kinesis_whatever_it_answers() {
         "kinesis": {
             "region": "eu-west-1", "stream_name": STREAM, "endpoint": format!("http://{}", proxy.address()),
         },
-        "retry": { "initial": "20ms", "max": "200ms" },
+        "retry": { "initial": "20ms", "max": "200ms", "over": "500ms", "then": "keep" },
     }));
     setup.variables = caller.variables();
     let relay = Relay::start(&setup);

