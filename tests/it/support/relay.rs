@@ -350,7 +350,7 @@ impl Drop for Relay {
 
 /// Returns a destination's `retry` for tests in which it fails for as long as it pleases: nothing is given up.
 pub(crate) fn keep_trying(initial: &str, max: &str) -> Value {
-    json!({ "initial": initial, "max": max })
+    json!({ "initial": initial, "max": max, "attempts": 1, "over": max, "then": "keep" })
 }
 
 /// Returns a post to `/bulk` with the test environment's SDK key.
