@@ -125,10 +125,11 @@ impl Policy {
             }
         } else if !outdated {
             over = answered && self.gate.answered();
-            if failed > 0 {
+            let taken = verdicts.iter().filter(|verdict| **verdict == Verdict::Delivered);
+            if 2 * taken.count() < verdicts.len() {
                 self.gate.slow_down();
-            } else if !over && verdicts.iter().all(|verdict| *verdict == Verdict::Delivered) {
-                self.gate.took_all(limits);
+            } else if !over {
+                self.gate.took_most(limits);
             }
         }
         let throttled = verdicts.iter().any(|verdict| wish(verdict).is_some());
