@@ -2,7 +2,7 @@
 //!
 //! Closed, it gets all it takes. A request that fails as a whole opens a wait in which it gets nothing; after
 //! [`OPENS_AFTER`] such in a row the breaker is open, and it gets single events at growing waits: what else there is
-//! keeps its tries. An answer half-opens it: requests grow from a few events to the full size, then in number. A
+//! keeps its tries. An answer half-opens it if the outage was long: requests grow from a few events to the full size, then in number. A
 //! request of which most was taken counts as taken: where a service always refuses some events (throttled shards), those
 //! wait for themselves, and all others must not crawl. Of several requests under way when trouble begins, the answers of the others tell nothing new: they neither end it nor
 //! count as more of it. Decides nothing about events.
@@ -17,6 +17,10 @@ use crate::destination::Limits;
 /// Failed requests in a row after which only single events are tried. Fewer would mistake a lost connection for an
 /// outage; each one more costs the events of a whole request a try.
 const OPENS_AFTER: u32 = 3;
+
+/// An outage that was shorter leaves no backlog that a service would have to be spared: it gets all it takes at once.
+/// One that fails and works in turns would otherwise never get beyond the first small requests.
+const RAMPS_AFTER: Duration = Duration::from_secs(10);
 
 /// Events of the first request after an outage.
 const RAMP_ITEMS: usize = 2;
@@ -41,6 +45,8 @@ pub enum Breaker {
 pub(super) struct Trouble {
     /// Failed requests in a row.
     pub(super) streak: u32,
+    /// When the first of them failed.
+    since: Instant,
     /// Nothing is sent before.
     pub(super) until: Instant,
     /// It refuses flagtap's configuration.
@@ -129,10 +135,10 @@ impl Gate {
     }
 
     /// It answered for an event. Returns true if this ends an outage.
-    pub(super) fn answered(&mut self) -> bool {
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
         let was_open = self.state() == Breaker::Open;
-        self.trouble = None;
-        if was_open {
+        let since = self.trouble.take().map_or(now, |trouble| trouble.since);
+        if was_open && now.saturating_duration_since(since) >= RAMPS_AFTER {
             self.ramp = Some(Ramp {
                 items: RAMP_ITEMS,
                 requests: 1,
@@ -172,12 +178,16 @@ impl Gate {
     }
 
     /// A request failed as a whole.
-    pub(super) fn failed(&mut self, until: Instant, blocked: bool, why: &str) {
+    pub(super) fn failed(&mut self, now: Instant, until: Instant, blocked: bool, why: &str) {
         self.failures += 1;
         self.slow_down();
-        let streak = self.trouble.as_ref().map_or(0, |trouble| trouble.streak);
+        let (streak, since) = self
+            .trouble
+            .as_ref()
+            .map_or((0, now), |trouble| (trouble.streak, trouble.since));
         self.trouble = Some(Trouble {
             streak: streak.saturating_add(1),
+            since,
             until,
             blocked,
             why: why.to_owned(),
@@ -213,9 +223,10 @@ mod tests {
             initial: Duration::from_secs(1),
             max: Duration::from_secs(60),
         });
+        let now = Instant::now();
         for failures in 1..=OPENS_AFTER {
             assert_eq!(gate.state(), Breaker::Closed);
-            gate.failed(Instant::now(), false, "down");
+            gate.failed(now, now, false, "down");
             assert_eq!(gate.trouble().unwrap().streak, failures);
         }
         gate
@@ -228,29 +239,36 @@ mod tests {
 
     #[test]
     fn opens_after_three_failed_requests_in_a_row_and_lets_single_events_pass() {
-        let mut gate = open();
+        let (mut gate, now) = (open(), Instant::now());
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Open, (1, 1)));
-        gate.failed(Instant::now(), false, "down");
+        gate.failed(now, now, false, "down");
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Open, (1, 1)));
     }
 
     #[test]
     fn an_answer_in_between_begins_the_count_anew() {
-        let mut gate = open();
-        assert!(gate.answered());
+        let (mut gate, now) = (open(), Instant::now());
+        assert!(gate.answered(now));
         let mut gate = Gate::new(gate.pace);
         for _ in 0..10 {
-            gate.failed(Instant::now(), false, "slow");
-            gate.failed(Instant::now(), false, "slow");
-            assert!(!gate.answered());
+            gate.failed(now, now, false, "slow");
+            gate.failed(now, now, false, "slow");
+            assert!(!gate.answered(now));
             assert_eq!((gate.state(), sizes(&gate)), (Breaker::Closed, (500, 4)));
         }
     }
 
     #[test]
+    fn comes_back_at_once_after_a_moment() {
+        let mut gate = open();
+        assert!(gate.answered(Instant::now()));
+        assert_eq!((gate.state(), sizes(&gate)), (Breaker::Closed, (500, 4)));
+    }
+
+    #[test]
     fn comes_back_in_growing_requests_and_then_in_more_of_them() {
         let mut gate = open();
-        assert!(gate.answered());
+        assert!(gate.answered(Instant::now() + RAMPS_AFTER));
         let mut seen = Vec::new();
         while gate.state() == Breaker::HalfOpen {
             seen.push(sizes(&gate));
@@ -263,18 +281,19 @@ mod tests {
     #[test]
     fn a_throttle_on_the_way_back_halves_and_an_outage_opens_again() {
         let mut gate = open();
-        gate.answered();
+        let now = Instant::now() + RAMPS_AFTER;
+        gate.answered(now);
         (0..2).for_each(|_| gate.took_most(LIMITS));
         assert_eq!(sizes(&gate), (32, 1));
-        gate.failed(Instant::now(), false, "throttled");
+        gate.failed(now, now, false, "throttled");
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::HalfOpen, (16, 1)));
-        assert!(!gate.answered(), "no new outage ends");
+        assert!(!gate.answered(now), "no new outage ends");
         assert_eq!(sizes(&gate), (16, 1));
         gate.slow_down();
         assert_eq!(sizes(&gate), (8, 1));
-        (0..OPENS_AFTER).for_each(|_| gate.failed(Instant::now(), false, "down"));
+        (0..OPENS_AFTER).for_each(|_| gate.failed(now, now, false, "down"));
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Open, (1, 1)));
-        assert!(gate.answered());
+        assert!(gate.answered(now + RAMPS_AFTER));
         assert_eq!(sizes(&gate), (RAMP_ITEMS, 1));
     }
 
@@ -282,7 +301,7 @@ mod tests {
     fn a_wait_ends_early_without_ending_the_trouble() {
         let mut gate = open();
         let now = Instant::now();
-        gate.failed(now + Duration::from_secs(60), false, "down");
+        gate.failed(now, now + Duration::from_secs(60), false, "down");
         gate.hurry(now);
         assert_eq!(gate.trouble().unwrap().until, now);
         assert_eq!(gate.state(), Breaker::Open);

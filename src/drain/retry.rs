@@ -121,10 +121,10 @@ impl Policy {
                 self.gate.failed_too(now + wait);
             } else {
                 let why = blocked.or(verdicts.first()).and_then(failure).unwrap_or_default();
-                self.gate.failed(now + wait, blocked.is_some(), why);
+                self.gate.failed(now, now + wait, blocked.is_some(), why);
             }
         } else if !outdated {
-            over = answered && self.gate.answered();
+            over = answered && self.gate.answered(now);
             let taken = verdicts.iter().filter(|verdict| **verdict == Verdict::Delivered);
             if 2 * taken.count() < verdicts.len() {
                 self.gate.slow_down();
