@@ -57,8 +57,11 @@ impl Task {
                 };
                 self.window.put(place, slot);
             }
-            if over {
+            if let Some(outage) = over {
                 self.window.hurry(now, |tries| tries.by_destination);
+                if outage.took_nothing {
+                    self.window.unsplit();
+                }
             }
             self.reporter.dropped(dropped);
             self.report(now, delivered, why);

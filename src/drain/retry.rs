@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::breaker::{Gate, Known};
+use super::breaker::{Gate, Known, Outage};
 use super::fate::Tries;
 use crate::attempts::{Retry, Then, Waits};
 use crate::destination::{Limits, Verdict};
@@ -89,15 +89,15 @@ impl Policy {
         &self.waits
     }
 
-    /// Returns what follows for each event of a request from the verdicts, one per event in the same order, and whether
-    /// an outage is over. `limits`: what the destination takes when it works.
+    /// Returns what follows for each event of a request from the verdicts, one per event in the same order, and the
+    /// outage that is over. `limits`: what the destination takes when it works.
     pub(super) fn judge(
         &mut self,
         now: Instant,
         request: Answered<'_>,
         verdicts: Vec<Verdict>,
         limits: Limits,
-    ) -> (Vec<Next>, bool) {
+    ) -> (Vec<Next>, Option<Outage>) {
         let Answered { sent, known, tries } = request;
         let outdated = self.gate.is_outdated(known);
         let failed = verdicts.iter().filter(|verdict| failure(verdict).is_some()).count();
@@ -110,7 +110,7 @@ impl Policy {
         let as_a_whole = failed > 0
             && failed == verdicts.len()
             && (self.gate.is_suspicious() || blocked.is_some() || tries.iter().any(is_new));
-        let mut over = false;
+        let mut over = None;
         if as_a_whole {
             let wish = verdicts.iter().filter_map(wish).max().unwrap_or(Duration::ZERO);
             let wait = match blocked {
@@ -124,11 +124,11 @@ impl Policy {
                 self.gate.failed(now, now + wait, blocked.is_some(), why);
             }
         } else if !outdated {
-            over = answered && self.gate.answered(now);
+            over = if answered { self.gate.answered(now) } else { None };
             let taken = verdicts.iter().filter(|verdict| **verdict == Verdict::Delivered);
             if 2 * taken.count() < verdicts.len() {
                 self.gate.slow_down();
-            } else if !over {
+            } else if over.is_none() {
                 self.gate.took_most(limits);
             }
         }

@@ -180,6 +180,17 @@ impl Window {
         }
     }
 
+    /// Lets events that failed with the destination as a whole be sent in requests of any size again.
+    pub(super) fn unsplit(&mut self) {
+        for slot in self.held.iter_mut().flat_map(|held| &mut held.slots) {
+            if let Slot::Waiting(waiting) = slot
+                && waiting.tries.by_destination
+            {
+                waiting.most = usize::MAX;
+            }
+        }
+    }
+
     /// Makes the first event due that waits because the destination as a whole failed.
     pub(super) fn hurry_one(&mut self, now: Instant) {
         let slots = self.held.iter_mut().flat_map(|held| &mut held.slots);

@@ -245,6 +245,8 @@ fn an_outage_ends_with_the_first_answer_and_not_before() {
         judge(&mut policy, now, &[NEW], vec![retry(None)]);
     }
     assert_eq!(policy.gate.state(), Breaker::Open);
+    // Long enough for a backlog that comes back in growing requests.
+    let now = now + Duration::from_secs(10);
     let request = |known| Answered {
         sent: now,
         known,
@@ -252,10 +254,13 @@ fn an_outage_ends_with_the_first_answer_and_not_before() {
     };
     let known = policy.gate.known();
     let (_, over) = policy.judge(now, request(known), vec![Verdict::Delivered], LIMITS);
-    assert!(over);
+    assert!(over.is_some());
     assert_eq!(policy.gate.state(), Breaker::HalfOpen);
     let known = policy.gate.known();
-    assert!(!policy.judge(now, request(known), vec![Verdict::Delivered], LIMITS).1);
+    assert_eq!(
+        policy.judge(now, request(known), vec![Verdict::Delivered], LIMITS).1,
+        None
+    );
     // On the way back even an event that failed before tells of the destination.
     judge(&mut policy, now, &[OLD], vec![retry(None)]);
     assert_eq!(policy.gate.trouble().unwrap().streak, 1);
