@@ -28,6 +28,9 @@ impl Task {
             let now = Instant::now();
             let verdicts = verdicts.unwrap_or_default();
             let delivered = verdicts.contains(&Verdict::Delivered);
+            let is_restricted = |origin: &Origin| origin.most < usize::MAX;
+            let grows =
+                verdicts.iter().all(|verdict| *verdict == Verdict::Delivered) && places.iter().any(is_restricted);
             let why = verdicts.iter().find_map(retry::failure).map(str::to_owned);
             let request = retry::Answered {
                 sent,
@@ -57,11 +60,11 @@ impl Task {
                 };
                 self.window.put(place, slot);
             }
-            if let Some(outage) = over {
+            if over {
                 self.window.hurry(now, |tries| tries.by_destination);
-                if outage.took_nothing {
-                    self.window.unsplit();
-                }
+            }
+            if grows {
+                self.window.grow(self.limits().items);
             }
             self.reporter.dropped(dropped);
             self.report(now, delivered, why);

@@ -55,13 +55,6 @@ pub(super) struct Trouble {
     pub(super) why: String,
 }
 
-/// An outage that is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outage {
-    /// Single events failed too: that requests failed says nothing of the events they held.
-    pub(super) took_nothing: bool,
-}
-
 /// What was known of the destination when a request was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known(u64);
@@ -141,22 +134,17 @@ impl Gate {
         }
     }
 
-    /// It answered for an event. Returns the outage that this ends.
-    pub(super) fn answered(&mut self, now: Instant) -> Option<Outage> {
+    /// It answered for an event. Returns true if this ends an outage.
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
         let was_open = self.state() == Breaker::Open;
-        let (since, streak) = self
-            .trouble
-            .take()
-            .map_or((now, 0), |trouble| (trouble.since, trouble.streak));
+        let since = self.trouble.take().map_or(now, |trouble| trouble.since);
         if was_open && now.saturating_duration_since(since) >= RAMPS_AFTER {
             self.ramp = Some(Ramp {
                 items: RAMP_ITEMS,
                 requests: 1,
             });
         }
-        was_open.then_some(Outage {
-            took_nothing: streak > OPENS_AFTER,
-        })
+        was_open
     }
 
     /// It took most of a request. `limits`: what it takes when it works.
@@ -255,18 +243,18 @@ mod tests {
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Open, (1, 1)));
         gate.failed(now, now, false, "down");
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Open, (1, 1)));
-        assert_eq!(gate.answered(now), Some(Outage { took_nothing: true }));
+        assert!(gate.answered(now));
     }
 
     #[test]
     fn an_answer_in_between_begins_the_count_anew() {
         let (mut gate, now) = (open(), Instant::now());
-        assert_eq!(gate.answered(now), Some(Outage { took_nothing: false }));
+        assert!(gate.answered(now));
         let mut gate = Gate::new(gate.pace);
         for _ in 0..10 {
             gate.failed(now, now, false, "slow");
             gate.failed(now, now, false, "slow");
-            assert_eq!(gate.answered(now), None);
+            assert!(!gate.answered(now));
             assert_eq!((gate.state(), sizes(&gate)), (Breaker::Closed, (500, 4)));
         }
     }
@@ -274,17 +262,14 @@ mod tests {
     #[test]
     fn comes_back_at_once_after_a_moment() {
         let mut gate = open();
-        assert_eq!(gate.answered(Instant::now()), Some(Outage { took_nothing: false }));
+        assert!(gate.answered(Instant::now()));
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Closed, (500, 4)));
     }
 
     #[test]
     fn comes_back_in_growing_requests_and_then_in_more_of_them() {
         let mut gate = open();
-        assert_eq!(
-            gate.answered(Instant::now() + RAMPS_AFTER),
-            Some(Outage { took_nothing: false })
-        );
+        assert!(gate.answered(Instant::now() + RAMPS_AFTER));
         let mut seen = Vec::new();
         while gate.state() == Breaker::HalfOpen {
             seen.push(sizes(&gate));
@@ -303,13 +288,13 @@ mod tests {
         assert_eq!(sizes(&gate), (32, 1));
         gate.failed(now, now, false, "throttled");
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::HalfOpen, (16, 1)));
-        assert_eq!(gate.answered(now), None, "no new outage ends");
+        assert!(!gate.answered(now), "no new outage ends");
         assert_eq!(sizes(&gate), (16, 1));
         gate.slow_down();
         assert_eq!(sizes(&gate), (8, 1));
         (0..OPENS_AFTER).for_each(|_| gate.failed(now, now, false, "down"));
         assert_eq!((gate.state(), sizes(&gate)), (Breaker::Open, (1, 1)));
-        assert_eq!(gate.answered(now + RAMPS_AFTER), Some(Outage { took_nothing: false }));
+        assert!(gate.answered(now + RAMPS_AFTER));
         assert_eq!(sizes(&gate), (RAMP_ITEMS, 1));
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::breaker::{Gate, Known, Outage};
+use super::breaker::{Gate, Known};
 use super::fate::Tries;
 use crate::attempts::{Retry, Then, Waits};
 use crate::destination::{Limits, Verdict};
@@ -25,8 +25,8 @@ pub(super) const LONGEST_WISH: Duration = Duration::from_secs(3600);
 /// it took and could not answer by its being the same.
 const REPEATED_WHOLE: u32 = 2;
 
-/// What part of a failed request its events are repeated in then. With five tries even those of the largest requests
-/// are alone in the last one, so an event that breaks every request it is in takes no others along.
+/// What part of a failed request its events are repeated in then: those beside an event that breaks every request it is
+/// in get through soon, and so do all where a service only takes small requests. Success lets them grow again.
 const REPEATED_IN: usize = 8;
 
 /// What happens to an event after a request.
@@ -74,6 +74,8 @@ struct Failed {
     chance: f64,
     as_a_whole: bool,
     most: usize,
+    /// All events of the request, if they failed together.
+    together: usize,
 }
 
 impl Policy {
@@ -90,14 +92,14 @@ impl Policy {
     }
 
     /// Returns what follows for each event of a request from the verdicts, one per event in the same order, and the
-    /// outage that is over. `limits`: what the destination takes when it works.
+    /// true if an outage is over. `limits`: what the destination takes when it works.
     pub(super) fn judge(
         &mut self,
         now: Instant,
         request: Answered<'_>,
         verdicts: Vec<Verdict>,
         limits: Limits,
-    ) -> (Vec<Next>, Option<Outage>) {
+    ) -> (Vec<Next>, bool) {
         let Answered { sent, known, tries } = request;
         let outdated = self.gate.is_outdated(known);
         let failed = verdicts.iter().filter(|verdict| failure(verdict).is_some()).count();
@@ -106,11 +108,12 @@ impl Policy {
             .any(|verdict| matches!(verdict, Verdict::Delivered | Verdict::Reject { .. }));
         let is_blocked = |verdict: &Verdict| matches!(verdict, Verdict::Blocked { .. });
         let blocked = verdicts.iter().find(|verdict| is_blocked(verdict));
-        let is_new = |tries: &Tries| tries.sent == 0;
-        let as_a_whole = failed > 0
-            && failed == verdicts.len()
-            && (self.gate.is_suspicious() || blocked.is_some() || tries.iter().any(is_new));
-        let mut over = None;
+        let together = failed > 0 && failed == verdicts.len();
+        // Of an event that failed before, one more failure tells nothing; but those that end their tries come in halves.
+        let is_last = |tries: &Tries| tries.planned.is_some_and(|at| at <= sent) && self.is_out_of_tries(tries);
+        let tells = |tries: &Tries| tries.sent == 0 || (verdicts.len() > 1 && is_last(tries));
+        let as_a_whole = together && (self.gate.is_suspicious() || blocked.is_some() || tries.iter().any(tells));
+        let mut over = false;
         if as_a_whole {
             let wish = verdicts.iter().filter_map(wish).max().unwrap_or(Duration::ZERO);
             let wait = match blocked {
@@ -124,17 +127,17 @@ impl Policy {
                 self.gate.failed(now, now + wait, blocked.is_some(), why);
             }
         } else if !outdated {
-            over = if answered { self.gate.answered(now) } else { None };
+            over = answered && self.gate.answered(now);
             let taken = verdicts.iter().filter(|verdict| **verdict == Verdict::Delivered);
             if 2 * taken.count() < verdicts.len() {
                 self.gate.slow_down();
-            } else if over.is_none() {
+            } else if !over {
                 self.gate.took_most(limits);
             }
         }
         let throttled = verdicts.iter().any(|verdict| wish(verdict).is_some());
         let often = tries.iter().any(|tries| tries.sent >= REPEATED_WHOLE);
-        let repeated = if failed == verdicts.len() && often && blocked.is_none() && !throttled {
+        let repeated = if together && often && blocked.is_none() && !throttled {
             verdicts.len().div_ceil(REPEATED_IN)
         } else {
             usize::MAX
@@ -145,6 +148,7 @@ impl Policy {
             chance: self.random.f64(),
             as_a_whole,
             most: repeated,
+            together: if together { verdicts.len() } else { 1 },
         };
         let alone = verdicts.len() == 1;
         let next = tries.iter().zip(verdicts).map(|(tries, verdict)| match verdict {
@@ -166,10 +170,15 @@ impl Policy {
         (next.collect(), over)
     }
 
+    /// Returns true if the next failure is the event's last.
+    fn is_out_of_tries(&self, tries: &Tries) -> bool {
+        self.waits.base(tries.failures.saturating_add(1)).is_none()
+    }
+
     fn failed(&self, shared: Failed, tries: Tries, after: Option<Duration>, why: String) -> Next {
         let asked = after.map(|wish| shared.now + wish.min(LONGEST_WISH));
         let later = |due: Instant| asked.map_or(due, |asked| asked.max(due));
-        let again = |failures, planned| Next::Again {
+        let again = |failures, planned, most| Next::Again {
             tries: Tries {
                 sent: tries.sent.saturating_add(1),
                 failures,
@@ -178,18 +187,23 @@ impl Policy {
                 asked,
             },
             due: planned,
-            most: shared.most,
+            most,
         };
         if let Some(planned) = tries.planned.filter(|planned| *planned > shared.sent) {
-            return again(tries.failures, later(planned));
+            return again(tries.failures, later(planned), shared.most);
         }
         let failures = tries.failures.saturating_add(1);
+        let counted = failures.min(self.waits.most_failures());
         match (self.waits.wait(failures, shared.chance), self.waits.then()) {
-            (Some(wait), _) => again(failures.min(self.waits.most_failures()), later(shared.now + wait)),
+            (Some(wait), _) => again(counted, later(shared.now + wait), shared.most),
+            // What failed together may be the fault of one: no event is given up for its neighbours.
+            (None, _) if shared.together > 1 && failures > 1 => {
+                again(counted, later(shared.now), shared.together.div_ceil(2))
+            }
             (None, Then::Drop) => Next::Dropped,
             (None, Then::DeadLetter | Then::Keep) => {
-                let tried = if failures == 1 { "once" } else { "the last time" };
-                Next::GivenUp(format!("out of tries ({failures}), failed {tried} with: {why}"))
+                let tried = if counted == 1 { "once" } else { "the last time" };
+                Next::GivenUp(format!("out of tries ({counted}), failed {tried} with: {why}"))
             }
         }
     }

@@ -180,13 +180,14 @@ impl Window {
         }
     }
 
-    /// Lets events that failed with the destination as a whole be sent in requests of any size again.
-    pub(super) fn unsplit(&mut self) {
+    /// Lets events that are repeated in smaller requests be in requests of twice the size; of any size from `items` on.
+    pub(super) fn grow(&mut self, items: usize) {
         for slot in self.held.iter_mut().flat_map(|held| &mut held.slots) {
             if let Slot::Waiting(waiting) = slot
-                && waiting.tries.by_destination
+                && waiting.most < usize::MAX
             {
-                waiting.most = usize::MAX;
+                let most = waiting.most.saturating_mul(2);
+                waiting.most = if most < items { most } else { usize::MAX };
             }
         }
     }
