@@ -21,7 +21,7 @@ const BLOCKED_WAIT: Duration = Duration::from_secs(30);
 /// The longest wait a service may ask for. More would make a slip of the service's into an outage of the export.
 pub(super) const LONGEST_WISH: Duration = Duration::from_secs(3600);
 
-/// After so many failures of an event it is repeated in smaller requests. Not sooner: a receiver recognises a request that
+/// After so many failures of an event it is repeated in smaller requests, if others get through. Not sooner: a receiver recognises a request that
 /// it took and could not answer by its being the same.
 const REPEATED_WHOLE: u32 = 2;
 
@@ -112,6 +112,7 @@ impl Policy {
         // Of an event that failed before, one more failure tells nothing; but those that end their tries come in halves.
         let is_last = |tries: &Tries| tries.planned.is_some_and(|at| at <= sent) && self.is_out_of_tries(tries);
         let tells = |tries: &Tries| tries.sent == 0 || (verdicts.len() > 1 && is_last(tries));
+        let surprises = self.gate.trouble().is_none();
         let as_a_whole = together && (self.gate.is_suspicious() || blocked.is_some() || tries.iter().any(tells));
         let mut over = false;
         if as_a_whole {
@@ -137,7 +138,7 @@ impl Policy {
         }
         let throttled = verdicts.iter().any(|verdict| wish(verdict).is_some());
         let often = tries.iter().any(|tries| tries.sent >= REPEATED_WHOLE);
-        let repeated = if together && often && blocked.is_none() && !throttled {
+        let repeated = if together && often && surprises && blocked.is_none() && !throttled {
             verdicts.len().div_ceil(REPEATED_IN)
         } else {
             usize::MAX
