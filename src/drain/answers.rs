@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::fate::Fate;
 use super::flights::{Landed, Origin};
 use super::status::Failure;
-use super::window::{Slot, Waiting};
+use super::window::{Death, Slot, Waiting};
 use super::{Task, retry};
 use crate::destination::Verdict;
 
@@ -44,8 +44,14 @@ impl Task {
                 let waiting = |tries, most, due| Slot::Waiting(Waiting { item, tries, most, due });
                 let slot = match next.next() {
                     Some(retry::Next::Delivered) => Slot::Settled(Fate::Delivered),
-                    Some(retry::Next::Dead(why)) => Slot::Dying { why, transient: false },
-                    Some(retry::Next::GivenUp(why)) => Slot::Dying { why, transient: true },
+                    Some(retry::Next::Dead(why)) => Slot::Dying {
+                        why,
+                        death: Death::Refused,
+                    },
+                    Some(retry::Next::GivenUp(why)) => Slot::Dying {
+                        why,
+                        death: Death::OutOfTries,
+                    },
                     Some(retry::Next::Dropped) => {
                         dropped += 1;
                         Slot::Settled(Fate::Dropped)

@@ -4,7 +4,7 @@
 //! Promises: an event leaves only as delivered, skipped or dead-lettered, or dropped where that is configured; what a
 //! request came to is durably noted before another takes its place, so a crash repeats at most the requests under way
 //! (one, if not configured otherwise) and takes no event's tries; a failing event holds back no others until the window
-//! is full, and a failing destination gets one request at a time, a small one if it is down.
+//! is full, and is then set aside, and a failing destination gets one request at a time, a small one if it is down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,7 +183,9 @@ impl Task {
             if self.service.stop.hard.is_cancelled() {
                 return Ending::Stopped;
             }
+            let was_empty = self.window.is_empty();
             self.land();
+            self.make_room();
             if self.window.is_dirty()
                 && let Err(ending) = self.settle().await
             {
@@ -195,12 +197,13 @@ impl Task {
                 self.policy.gate.hurry(now);
                 self.window.hurry(now, |_| true);
             }
-            if !self.window.is_empty() {
+            if !was_empty || !self.window.is_empty() {
                 // The queue may have had no chance to yield more: its time starts when nothing is held.
                 self.empty_at = self.empty_at.map(|_| now + EMPTY_AFTER);
             } else if self.empty_at.is_some_and(|at| at <= now) {
                 return Ending::Drained;
-            } else {
+            }
+            if self.window.is_empty() {
                 self.reporter.idle();
             }
             let next = self.launch(now);

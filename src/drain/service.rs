@@ -13,7 +13,7 @@ use tracing::error;
 
 use super::counts::Counts;
 use super::fate::{Fate, Tries};
-use super::window::{Slot, Waiting};
+use super::window::{Death, Slot, Waiting};
 use super::{LAST_ANSWER, Settings, Stop, pack, retry};
 use crate::destination::{Destination, Encoded, Item, Limits, Verdict};
 use crate::export;
@@ -38,7 +38,10 @@ impl Service {
         tries: Tries,
         due: Instant,
     ) -> Slot {
-        let refused = |why| Slot::Dying { why, transient: false };
+        let refused = |why| Slot::Dying {
+            why,
+            death: Death::Refused,
+        };
         let id = export::event_id(record, event);
         let event = export::export_event(record, event, &id);
         let encode = || match self.settings.narrow.apply(&event) {

@@ -9,8 +9,11 @@ use tokio::time::Instant;
 
 use super::fate::Tries;
 use super::{EMPTY_AFTER, Ending, QUEUE_WAIT, Task, note};
-use crate::attempts::Waits;
+use crate::attempts::{Then, Waits};
 use crate::queue::ConsumeError;
+
+/// Failures of an event that holds up all others after which it is set aside.
+const SET_ASIDE_AFTER: u32 = 2;
 
 impl Task {
     /// Makes durable what is settled; repeats until the queue has taken it.
@@ -25,6 +28,20 @@ impl Task {
                 () = self.service.stop.hard.cancelled() => return Err(Ending::Stopped),
                 () = self.flights.meanwhile(tokio::time::sleep(QUEUE_WAIT)) => {}
             }
+        }
+    }
+
+    /// Sets events aside that failed for themselves and hold up all others: they would do so until their last try.
+    pub(super) fn make_room(&mut self) {
+        let settings = &self.service.settings;
+        let is_full = || {
+            self.window
+                .room(settings.window(self.service.destination.limits()))
+                .is_none()
+        };
+        if settings.retry.then == Then::DeadLetter && is_full() {
+            self.window
+                .set_aside(|tries| tries.failures >= SET_ASIDE_AFTER && !tries.by_destination);
         }
     }
 

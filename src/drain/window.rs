@@ -22,10 +22,28 @@ pub(super) enum Slot {
     /// In a request; what its earlier ones came to.
     Sending(Tries),
     /// Given up for this reason, but not yet kept as a dead letter.
-    Dying { why: String, transient: bool },
+    Dying { why: String, death: Death },
     /// Needs nothing more.
     Settled(Fate),
 }
+
+/// How an event becomes a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Death {
+    /// The destination refuses it for itself: somebody has to look at it.
+    Refused,
+    /// It is out of tries. It goes out again by itself, once.
+    OutOfTries,
+    /// It has tries left, but held up all others. It goes out again by itself.
+    SetAside,
+}
+
+/// What an event that is settled, but cannot leave the window yet, takes of the room of one that waits: no more than its
+/// fate is held, and noted.
+const SETTLED_IN_ROOM_OF_ONE: usize = 8;
+
+/// A window is held up if no more than one in so many of its events is not settled.
+const HELD_UP: usize = 8;
 
 /// An event to be sent.
 #[derive(Debug)]
@@ -55,6 +73,38 @@ struct Held {
     unsettled: usize,
 }
 
+/// What the records take of a window's room.
+#[derive(Debug, Default)]
+struct Used {
+    /// Events of records that are not settled.
+    events: usize,
+    /// Bytes of their JSON.
+    bytes: usize,
+    /// Events of records that are settled.
+    settled: usize,
+}
+
+impl Used {
+    fn take_in(&mut self, record: &Record) {
+        self.events += record.events.len();
+        self.bytes += bytes(record);
+    }
+
+    /// Lets go of what a record that is settled needs no more.
+    fn settle(&mut self, held: &mut Held) {
+        if held.unsettled == 0 {
+            self.events -= held.slots.len();
+            self.bytes -= held.bytes;
+            self.settled += held.slots.len();
+            held.record.events = Vec::new();
+        }
+    }
+
+    fn of_settled(&self) -> usize {
+        self.settled / SETTLED_IN_ROOM_OF_ONE
+    }
+}
+
 /// The window.
 #[derive(Debug, Default)]
 pub(super) struct Window {
@@ -65,8 +115,7 @@ pub(super) struct Window {
     first: usize,
     // What the note of the last run says of records that have not been read again yet.
     remembered: BTreeMap<Position, Vec<Option<Mark>>>,
-    events: usize,
-    bytes: usize,
+    used: Used,
     again: usize,
     dying: usize,
     dirty: bool,
@@ -84,8 +133,7 @@ impl Window {
     /// Takes in records, to be [`open`](Self::open)ed one by one.
     pub(super) fn take_in(&mut self, records: Vec<(Position, Record)>) {
         for (_, record) in &records {
-            self.events += record.events.len();
-            self.bytes += bytes(record);
+            self.used.take_in(record);
         }
         self.unopened.extend(records);
     }
@@ -123,23 +171,55 @@ impl Window {
         self.dirty |= waiting < slots.len() || slots.is_empty();
         self.dying += dying;
         let events = slots.len();
-        self.held.push_back(Held {
+        let mut held = Held {
             position,
             bytes: bytes(&record),
             record,
             slots,
             waiting,
             unsettled: waiting + dying,
-        });
+        };
+        self.used.settle(&mut held);
+        self.held.push_back(held);
         events
     }
 
     /// Returns how much may be read now: up to `limit` in all, nothing once it is reached.
     pub(super) fn room(&self, limit: Limit) -> Option<Limit> {
         // A record counts as many as it has events: it is the number of events that costs memory and note.
-        let records = limit.records.checked_sub(self.events).filter(|records| *records > 0)?;
-        let bytes = limit.bytes.checked_sub(self.bytes).filter(|bytes| *bytes > 0)?;
+        let events = self.used.events + self.used.of_settled();
+        let records = limit.records.checked_sub(events).filter(|records| *records > 0)?;
+        let bytes = limit.bytes.checked_sub(self.used.bytes).filter(|bytes| *bytes > 0)?;
         Some(Limit { records, bytes })
+    }
+
+    /// Sets the events of the oldest record aside for which `which` is true, if nearly all that is held is settled and held
+    /// by it.
+    pub(super) fn set_aside(&mut self, which: impl Fn(&Tries) -> bool) {
+        let unsettled: usize = self.held.iter().map(|held| held.unsettled).sum();
+        let all: usize = self.held.iter().map(|held| held.slots.len()).sum();
+        if HELD_UP * unsettled > all {
+            return;
+        }
+        let Some(first) = self.held.iter_mut().find(|held| held.unsettled > 0) else {
+            return;
+        };
+        for slot in &mut first.slots {
+            let Slot::Waiting(Waiting { tries, .. }) = slot else {
+                continue;
+            };
+            if which(tries) {
+                let why = format!("failed {} times and held up the events after it", tries.failures);
+                self.again -= usize::from(tries.sent > 0);
+                first.waiting -= 1;
+                self.dying += 1;
+                self.dirty = true;
+                *slot = Slot::Dying {
+                    why,
+                    death: Death::SetAside,
+                };
+            }
+        }
     }
 
     /// Returns true while nothing is held.
@@ -232,18 +312,10 @@ impl Window {
             .record
             .checked_sub(self.first)
             .and_then(|at| self.held.get_mut(at));
-        let Some((held, old)) = held.and_then(|held| {
-            let Held {
-                slots,
-                waiting,
-                unsettled,
-                ..
-            } = held;
-            slots.get_mut(place.event).map(|slot| ((waiting, unsettled), slot))
-        }) else {
+        let Some(held) = held else { return };
+        let Some(old) = held.slots.get_mut(place.event) else {
             return;
         };
-        let (waiting, unsettled) = held;
         let before = match old {
             Slot::Sending(tries) => *tries,
             _ => Tries::default(),
@@ -251,7 +323,7 @@ impl Window {
         self.again -= usize::from(before.sent > 0);
         match &slot {
             Slot::Waiting(next) => {
-                *waiting += 1;
+                held.waiting += 1;
                 self.again += usize::from(next.tries.sent > 0);
                 self.dirty |= next.tries.failures != before.failures;
             }
@@ -260,12 +332,13 @@ impl Window {
                 self.dirty = true;
             }
             Slot::Settled(_) => {
-                *unsettled -= 1;
+                held.unsettled -= 1;
                 self.dirty = true;
             }
             Slot::Sending(tries) => self.again += usize::from(tries.sent > 0),
         }
         *old = slot;
+        self.used.settle(held);
     }
 
     /// Returns true if something changed that the queue does not know yet.
@@ -281,8 +354,8 @@ impl Window {
         }
         for held in &self.held {
             for (slot, event) in held.slots.iter().zip(&held.record.events) {
-                if let Slot::Dying { why, transient } = slot {
-                    letters.push(letter(held, event, destination, dead_ms, (why, *transient)));
+                if let Slot::Dying { why, death } = slot {
+                    letters.push(letter(held, event, destination, dead_ms, (why, *death)));
                 }
             }
         }
@@ -291,13 +364,15 @@ impl Window {
 
     /// Notes that the dead letters are kept.
     pub(super) fn buried(&mut self) {
-        for held in &mut self.held {
+        let unsettled = self.held.iter_mut().filter(|held| held.unsettled > 0);
+        for held in unsettled {
             for slot in &mut held.slots {
                 if matches!(slot, Slot::Dying { .. }) {
                     *slot = Slot::Settled(Fate::Dead);
                     held.unsettled -= 1;
                 }
             }
+            self.used.settle(held);
         }
         self.dying = 0;
     }
@@ -337,8 +412,7 @@ impl Window {
         let count = self.settled().count();
         let mut run: Option<(String, Fate, u64)> = None;
         for held in self.held.drain(..count) {
-            self.bytes -= held.bytes;
-            self.events -= held.slots.len();
+            self.used.settled -= held.slots.len();
             for fate in held.slots.iter().filter_map(fate) {
                 // Nearly all end alike: a name is copied where that changes, not per event.
                 match &mut run {
@@ -403,7 +477,7 @@ fn letter(
     event: &RecordEvent,
     destination: &str,
     dead_ms: u64,
-    (why, transient): (&str, bool),
+    (why, death): (&str, Death),
 ) -> DeadLetter {
     DeadLetter {
         position: held.position,
@@ -411,14 +485,14 @@ fn letter(
         dead_ms,
         why: why.to_owned(),
         // An event that came back once has to wait for a person: otherwise one that never succeeds would go round.
-        transient: transient && !held.record.given_up,
+        transient: death != Death::Refused && !held.record.given_up,
         // The batch's seed and the event's index: delivered from here, the event has the id it always had.
         record: Record {
             received_ms: held.record.received_ms,
             origin: held.record.origin.clone(),
             destinations: vec![destination.to_owned()],
             id_seed: held.record.id_seed,
-            given_up: held.record.given_up || transient,
+            given_up: held.record.given_up || death == Death::OutOfTries,
             events: vec![event.clone()],
         },
     }

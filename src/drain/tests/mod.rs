@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Ending, Settings, State};
+use crate::attempts::{Retry, Then};
 use crate::destination::Verdict;
 use crate::export::event_ids;
 use crate::queue::Limit;
@@ -243,11 +244,15 @@ async fn blocked_loses_nothing_and_recovers() {
 async fn younger_events_pass_one_that_fails_until_the_window_is_full() {
     let queue = FakeQueue::default();
     queue.append(&["stuck"]);
-    for _ in 0..5 {
+    for _ in 0..50 {
         queue.append(&["a", "b"]);
     }
     let judge = |name: &str| if name == "stuck" { retry() } else { Verdict::Delivered };
     let settings = Settings {
+        retry: Retry {
+            then: Then::Keep,
+            ..Retry::DEFAULT
+        },
         window: Some(Limit {
             records: 6,
             bytes: 1000,
@@ -258,11 +263,11 @@ async fn younger_events_pass_one_that_fails_until_the_window_is_full() {
     let running = Running::start_with(&queue, destination.clone(), settings);
     tokio::time::sleep(Duration::from_secs(1200)).await;
     let delivered = destination.delivered().len();
-    assert!((6..10).contains(&delivered), "{delivered} younger events passed");
+    assert!((38..50).contains(&delivered), "{delivered} younger events passed");
     assert_eq!(queue.lock().cursor, None);
     running.crash().await;
     let destination = Running::start(&queue, delivers()).drained().await;
-    assert_eq!(destination.delivered().len(), 11 - delivered);
+    assert_eq!(destination.delivered().len(), 101 - delivered);
     assert!(queue.is_settled());
 }
 
@@ -400,5 +405,22 @@ async fn a_note_that_cannot_be_read_loses_nothing() {
     queue.append(&["a"]);
     queue.lock().note = vec![99, 1, 2];
     assert_eq!(Running::start(&queue, delivers()).drained().await.delivered(), ["a"]);
+    assert!(queue.is_settled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_soft_stop_delivers_what_a_full_window_kept_in_the_queue_also_to_a_slow_destination() {
+    let queue = FakeQueue::default();
+    (0..20).for_each(|event| queue.append(&[&format!("{event:02}")]));
+    let settings = Settings {
+        window: Some(Limit {
+            records: 4,
+            bytes: 1000,
+        }),
+        ..Settings::default()
+    };
+    let slow = delivers().with_items(4).with_latency(Duration::from_secs(3));
+    let destination = Running::start_with(&queue, Arc::new(slow), settings).drained().await;
+    assert_eq!(destination.delivered().len(), 20);
     assert!(queue.is_settled());
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
 use super::fakes::{Answer, FakeDestination, FakeQueue, Running};
 use crate::destination::Verdict;
@@ -45,7 +46,10 @@ fn destination(mut script: Vec<u8>, latency: Duration) -> FakeDestination {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::with_cases(100)
+    })]
     #[test]
     fn every_event_is_settled_exactly_once(
         batches in prop::collection::vec(1usize..8, 1..12),

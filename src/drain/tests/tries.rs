@@ -136,24 +136,65 @@ async fn jumps_of_the_clock_mean_nothing_to_a_drain_that_runs() {
     running.assert_balance(&queue);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_full_window_has_what_fails_tried_more_often_without_counting_it() {
-    let queue = FakeQueue::default();
-    queue.append(&["a", "stuck"]);
-    (0..20).for_each(|_| queue.append(&["b"]));
-    let settings = Settings {
+fn small_window(then: Then) -> Settings {
+    Settings {
+        retry: Retry { then, ..Retry::DEFAULT },
         window: Some(crate::queue::Limit {
             records: 6,
             bytes: 1000,
         }),
         ..Settings::default()
-    };
-    let running = Running::start_with(&queue, Arc::new(refusing_one()), settings);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_window_has_what_fails_tried_more_often_without_counting_it() {
+    let queue = FakeQueue::default();
+    queue.append(&["a", "stuck"]);
+    (0..50).for_each(|_| queue.append(&["b"]));
+    let running = Running::start_with(&queue, Arc::new(refusing_one()), small_window(Then::Drop));
     eventually("the end", || queue.is_settled()).await;
     let tries = tries(&running.destination);
     let last = tries[tries.len() - 1];
     assert!((1600.0..2000.0).contains(&last.as_secs_f64()), "{last:?}");
     assert!((20..45).contains(&tries.len()), "{} tries, one a minute", tries.len());
+    assert_eq!(running.counter("flagtap_destination_events_dropped_total"), 1);
+    running.assert_balance(&queue);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_holds_up_some_younger_events_and_is_then_set_aside() {
+    let queue = FakeQueue::default();
+    queue.append(&["a", "stuck", "c"]);
+    (0..20).for_each(|_| queue.append(&["b"]));
+    let start = Instant::now();
+    let running = Running::start_with(&queue, Arc::new(refusing_one()), small_window(Then::DeadLetter));
+    eventually("delivery past it", || running.destination.delivered().len() == 22).await;
+    tokio::time::sleep(SECOND * 20).await;
+    assert!(queue.dead().is_empty(), "it has its tries while there is room");
+    (0..980).for_each(|_| queue.append(&["b"]));
+    eventually("the end", || queue.is_settled()).await;
+    assert!(start.elapsed() < 60 * SECOND, "{:?}", start.elapsed());
+    assert_eq!(running.destination.delivered().len(), 1002);
     assert_eq!(queue.dead(), ["stuck"]);
+    let letter = queue.lock().letters[0].clone();
+    assert_eq!(letter.why, "failed 3 times and held up the events after it");
+    assert!(letter.transient && !letter.record.given_up, "it has not had its tries");
+    running.assert_balance(&queue);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_that_fail_are_not_set_aside_for_a_few() {
+    let queue = FakeQueue::default();
+    (0..4).for_each(|_| queue.append(&["stuck"]));
+    (0..50).for_each(|_| queue.append(&["b"]));
+    let running = Running::start_with(&queue, Arc::new(refusing_one()), small_window(Then::DeadLetter));
+    tokio::time::sleep(20 * 60 * SECOND).await;
+    assert!(
+        queue.dead().is_empty(),
+        "what most of them wait for is no trouble of one event"
+    );
+    eventually("the end", || queue.is_settled()).await;
+    assert_eq!(queue.dead().len(), 4);
     running.assert_balance(&queue);
 }
