@@ -76,6 +76,7 @@ inventory! {
     DESTINATION_DEAD: Counter "flagtap_destination_events_dead_total" ["environment", "destination"] "Events kept as dead letters.";
     DESTINATION_DROPPED: Counter "flagtap_destination_events_dropped_total" ["environment", "destination"] "Events that were out of tries and are gone, as `retry: { then: drop }` says. Data loss.";
     DESTINATION_EVICTED: Counter "flagtap_destination_events_evicted_total" ["environment", "destination"] "Events that a limit of the queue removed before they were settled. Data loss.";
+    DESTINATION_LIMITED: Counter "flagtap_destination_events_limited_total" ["destination", "limit"] "The same events, by the limit that removed them: `max_bytes`, `max_age`, `unknown` if that was in an earlier run.";
     DESTINATION_CORRUPT: Counter "flagtap_destination_events_corrupt_total" ["environment", "destination"] "Events lost to corruption before they were settled. Data loss.";
     DESTINATION_WAITING: Gauge "flagtap_destination_events_waiting" ["environment", "destination"] "Events in the queue that are not settled.";
     DESTINATION_OLDEST_WAITING: Gauge "flagtap_destination_oldest_waiting_seconds" ["destination"] "Age of the oldest event that is not settled; 0 when nothing waits.";

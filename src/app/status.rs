@@ -116,6 +116,11 @@ fn destination(delivery: &Delivery, stats: &Stats) -> Value {
             let events: u64 = lost.iter().map(|(_, events)| events).sum();
             shown.insert(key.to_owned(), json!(events));
         }
+        let limits = consumer
+            .limits
+            .iter()
+            .map(|(limit, events)| ((*limit).to_owned(), json!(events)));
+        shown.insert("evicted_by".to_owned(), Value::Object(limits.collect()));
     }
     let dead = stats
         .dead_letters

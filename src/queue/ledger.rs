@@ -32,11 +32,14 @@ pub(crate) struct Passed {
 /// Why events will not be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// A limit removed them.
-    Evicted,
+    /// This limit removed them.
+    Evicted(&'static str),
     /// They could not be read.
     Corrupt,
 }
+
+/// The limit in [`Loss::Evicted`] where a reader comes upon a gap that was there before.
+pub(crate) const UNKNOWN_LIMIT: &str = "unknown";
 
 /// What one read of the log found.
 #[derive(Debug, Default)]
@@ -79,6 +82,8 @@ struct Account {
     /// Dead letters appended again since then; `totals` has them too.
     requeued: Counts,
     evicted: Counts,
+    /// The same events, by limit.
+    limits: BTreeMap<&'static str, u64>,
     corrupt: Counts,
 }
 
@@ -201,7 +206,11 @@ impl Ledger {
         // Losses among the unsettled are met again by the next reader, and are counted then.
         for passed in account.passed.drain(..) {
             match passed.loss {
-                Some(Loss::Evicted) => subtract(&mut account.evicted, &passed.environment, passed.events),
+                Some(Loss::Evicted(limit)) => {
+                    subtract(&mut account.evicted, &passed.environment, passed.events);
+                    let of_limit = account.limits.entry(limit).or_default();
+                    *of_limit = of_limit.saturating_sub(passed.events);
+                }
                 Some(Loss::Corrupt) => subtract(&mut account.corrupt, &passed.environment, passed.events),
                 None => {
                     account.unread_ms = Some(
@@ -289,7 +298,10 @@ impl Ledger {
         let events = lost.values().sum();
         for (environment, events) in lost {
             match loss {
-                Loss::Evicted => add(&mut account.evicted, &environment, events),
+                Loss::Evicted(limit) => {
+                    add(&mut account.evicted, &environment, events);
+                    *account.limits.entry(limit).or_default() += events;
+                }
                 Loss::Corrupt => add(&mut account.corrupt, &environment, events),
             }
             account.passed.push_back(Passed {
@@ -396,6 +408,9 @@ impl Ledger {
                 waiting: list(&self.waiting(name, account)),
                 oldest_waiting_ms: self.oldest_of(name, account),
                 evicted: list(&account.evicted),
+                limits: (account.limits.iter().filter(|(_, events)| **events > 0))
+                    .map(|(limit, events)| (*limit, *events))
+                    .collect(),
                 corrupt: list(&account.corrupt),
             })
             .collect()

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::queue::{
     AppendError, Appended, Boundary, Clock, ConsumeError, Consumer, DeadLetter, Entry, Ledger, Limit, Loss, Marks,
-    Passed, Position, Progress, Queue, Settings, Stats, Totals, Wanted, WhenFull, no_cursor,
+    Passed, Position, Progress, Queue, Settings, Stats, Totals, UNKNOWN_LIMIT, Wanted, WhenFull, no_cursor,
 };
 use crate::record::Record;
 use crate::record::codec::Header;
@@ -109,7 +109,7 @@ impl Queue for MemoryQueue {
                     limit: settings.max_bytes,
                 });
             }
-            state.evict_first();
+            state.evict_first("max_bytes");
         }
         state.marks.insert(&entry.mark, now_ms);
         let position = state.ledger.tail;
@@ -302,7 +302,7 @@ impl State {
         if let Some(first) = self.log.front().map(|stored| stored.position)
             && self.ledger.next(name).is_some_and(|next| next < first)
         {
-            self.reach_front(name, first);
+            self.reach_front(name, first, UNKNOWN_LIMIT);
         }
         let Some(from) = self.ledger.next(name) else {
             return Vec::new();
@@ -364,24 +364,24 @@ impl State {
         let max_age = u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX);
         let is_old = |stored: &Stored| stored.header.received_ms.saturating_add(max_age) < now_ms;
         while self.log.front().is_some_and(is_old) {
-            self.evict_first();
+            self.evict_first("max_age");
         }
     }
 
-    fn evict_first(&mut self) {
+    fn evict_first(&mut self, limit: &'static str) {
         if let Some(stored) = self.take_first() {
             for name in self.ledger.names() {
-                self.reach_front(&name, stored.position + 1);
+                self.reach_front(&name, stored.position + 1, limit);
             }
         }
     }
 
-    fn reach_front(&mut self, name: &str, position: u64) {
+    fn reach_front(&mut self, name: &str, position: u64, limit: &'static str) {
         let boundary = Boundary {
             position,
             counts: self.before.of(name),
         };
-        self.ledger.reach(name, &boundary, Loss::Evicted);
+        self.ledger.reach(name, &boundary, Loss::Evicted(limit));
     }
 
     fn drop_settled(&mut self) {

@@ -24,7 +24,7 @@ use crate::record::Record;
 
 // Both engines count with the same ledger and recognise repetitions with the same window.
 pub(crate) use self::counts::{Counts, Totals, add, difference, list, subtract};
-pub(crate) use self::ledger::{Boundary, Cursor, Ledger, Loss, Passed, Progress};
+pub(crate) use self::ledger::{Boundary, Cursor, Ledger, Loss, Passed, Progress, UNKNOWN_LIMIT};
 pub(crate) use self::marks::{Marks, Seen};
 
 /// The present time in Unix milliseconds; passed in so that tests can move it.
@@ -390,6 +390,8 @@ pub struct ConsumerStats {
     pub oldest_waiting_ms: Option<u64>,
     /// Events that a limit removed before they were settled, by environment, since the start.
     pub evicted: Vec<(String, u64)>,
+    /// The same events, by the limit that removed them: `max_bytes`, `max_age`, or `unknown` if that was in an earlier run.
+    pub limits: Vec<(&'static str, u64)>,
     /// Events lost to corruption before they were settled, by environment, since the start.
     pub corrupt: Vec<(String, u64)>,
 }

@@ -86,6 +86,11 @@ impl Observed {
                     metrics.counter(definition, &[environment, name]).absolute(*events);
                 }
             }
+            for (limit, events) in &consumer.limits {
+                metrics
+                    .counter(&metrics::DESTINATION_LIMITED, &[name, limit])
+                    .absolute(*events);
+            }
             for (environment, events) in &consumer.waiting {
                 let gauge = metrics.gauge(&metrics::DESTINATION_WAITING, &[environment, name]);
                 gauge.set(*events as f64);
@@ -241,6 +246,8 @@ mod tests {
         let evicted = "flagtap_destination_events_evicted_total{environment=\"a\",destination=\"lake\"}";
         let dead = "flagtap_queue_dead_letters{destination=\"lake\"}";
         assert_eq!(value(&metrics, evicted), Some(2.0));
+        let limited = "flagtap_destination_events_limited_total{destination=\"lake\",limit=\"max_age\"}";
+        assert_eq!(value(&metrics, limited), Some(2.0));
         assert_eq!(value(&metrics, dead), Some(1.0));
         assert_eq!(value(&metrics, "flagtap_queue_available"), Some(1.0));
         queue.remove_dead_letters(LAKE, &[(Position(1), 0)]).await.unwrap();

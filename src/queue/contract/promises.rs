@@ -209,6 +209,7 @@ pub(crate) async fn a_full_queue_drops_the_oldest_and_counts_them(mut rig: Rig) 
         assert!(sum(&stats.waiting) > 0, "{stats:?}");
         assert_eq!(sum(&stats.evicted) + sum(&stats.waiting), 600, "{stats:?}");
         assert_eq!(stats.evicted.len(), 2, "{stats:?}");
+        assert_eq!(stats.limits, [("max_bytes", sum(&stats.evicted))], "{stats:?}");
         assert_eq!(stats.corrupt, [], "{stats:?}");
     }
     // Eviction may go on meanwhile, so what waits is asked for anew after each step.
@@ -284,6 +285,7 @@ pub(crate) async fn records_over_the_age_are_evicted(mut rig: Rig) {
     eventually(|| of(&queue.stats(), LAKE).evicted == counts("a", 3)).await;
     let stats = of(&queue.stats(), LAKE);
     assert_eq!((stats.waiting, stats.oldest_waiting_ms), (vec![], None));
+    assert_eq!(stats.limits, [("max_age", 3)]);
     let position = store(&queue, rig.entry("a", &[LAKE], 1)).await;
     let mut lake = consumer(&queue, LAKE).await;
     assert_eq!(take(&mut lake, 1).await[0].0, position);

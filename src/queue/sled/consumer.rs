@@ -12,7 +12,7 @@ use tokio::task::{self, JoinHandle};
 use super::generation::{Failure, Slot};
 use super::reader::{self, End};
 use super::{Horizon, Link, Message, Shared, State};
-use crate::queue::{Boundary, ConsumeError, Consumer, DeadLetter, Limit, Loss, Position, Progress};
+use crate::queue::{Boundary, ConsumeError, Consumer, DeadLetter, Limit, Loss, Position, Progress, UNKNOWN_LIMIT};
 use crate::record::Record;
 
 /// A reader with a durable cursor.
@@ -147,7 +147,7 @@ impl State {
                     position: first,
                     counts: part.start.totals.of(name),
                 };
-                self.ledger.reach(name, &boundary, Loss::Evicted);
+                self.ledger.reach(name, &boundary, Loss::Evicted(UNKNOWN_LIMIT));
                 continue;
             };
             if from == first {

@@ -52,6 +52,7 @@ impl Store {
         self.measure();
         self.evict_old();
         self.evict_over_budget();
+        self.evictions.tell();
         let refused = self.shared.lock().refusing.is_some();
         if refused && self.refusal(1).is_none() {
             self.refuse(None);
@@ -213,7 +214,7 @@ impl Store {
     }
 
     /// Evicts the oldest generation. Returns false if it is the newest too.
-    fn evict_oldest(&mut self, limit: &str) -> bool {
+    fn evict_oldest(&mut self, limit: &'static str) -> bool {
         let oldest = {
             let state = self.shared.lock();
             if state.generations.len() < 2 {
@@ -224,33 +225,30 @@ impl Store {
         let Some(first) = oldest else {
             return false;
         };
-        let lost = self.step_over(first, Loss::Evicted);
-        if lost > 0 {
-            error!(
-                limit,
-                events = lost,
-                "the queue dropped its oldest events, which were not delivered"
-            );
+        for (destination, events) in self.step_over(first, Loss::Evicted(limit)) {
+            self.evictions.add(destination, limit, events);
         }
+        self.evictions.tell();
         self.shared.changed();
         self.remove(first)
     }
 
     /// Moves every reader that is in or before the generation `first` (before: only for an eviction) behind it. Returns
-    /// how many events this cost.
-    fn step_over(&mut self, first: u64, loss: Loss) -> u64 {
+    /// how many events this cost whom.
+    fn step_over(&mut self, first: u64, loss: Loss) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
         let Some((&position, following)) = state.generations.range(first + 1..).next() else {
-            return 0;
+            return Vec::new();
         };
         let totals = following.start.totals.clone();
-        let mut lost = 0;
+        let mut lost = Vec::new();
         for name in state.ledger.names() {
             // A reader that is further back meets the gap, and counts it, when it gets there.
             let lags = loss == Loss::Corrupt && state.ledger.next(&name).is_some_and(|next| next < first);
             if !lags {
                 let counts = totals.of(&name);
-                lost += state.ledger.reach(&name, &Boundary { position, counts }, loss);
+                let events = state.ledger.reach(&name, &Boundary { position, counts }, loss);
+                lost.push((name, events));
             }
         }
         lost

@@ -12,6 +12,7 @@ mod acknowledged;
 mod consumer;
 mod dead_letters;
 mod directory;
+mod evictions;
 mod generation;
 pub mod inspect;
 mod layout;

@@ -14,10 +14,11 @@ use tracing::{error, warn};
 use super::acknowledged::{Acknowledged, Known};
 use super::dead_letters::DeadLetters;
 use super::directory::{Directory, DirectoryError, disk_bytes};
+use super::evictions::Evictions;
 use super::generation::{Failure, Generation, Loaded, Slot, Start};
 use super::store::{Current, Store};
 use super::{Part, Shared, State};
-use crate::queue::{Boundary, Cursor, Ledger, Loss, Marks, Totals};
+use crate::queue::{Boundary, Cursor, Ledger, Loss, Marks, Totals, UNKNOWN_LIMIT};
 use crate::record::codec::Encoder;
 
 /// Positions left out after a newest generation that cannot be opened, more than one can hold: none is given twice.
@@ -109,6 +110,7 @@ impl Store {
             encoder: Encoder::new()?,
             dead_letters,
             acknowledged,
+            evictions: Evictions::default(),
         };
         {
             let mut state = shared.lock();
@@ -271,7 +273,7 @@ pub(super) fn ledger(
     };
     let loss = match oldest.is_some_and(|start| start.first < position) {
         true => Loss::Corrupt,
-        false => Loss::Evicted,
+        false => Loss::Evicted(UNKNOWN_LIMIT),
     };
     for name in ledger.names() {
         if ledger.next(&name).is_some_and(|next| next <= position) {

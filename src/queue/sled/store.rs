@@ -13,6 +13,7 @@ use tracing::{debug, error, info, warn};
 use super::acknowledged::{Acknowledged, Known};
 use super::dead_letters::DeadLetters;
 use super::directory::Directory;
+use super::evictions::Evictions;
 use super::generation::{Failure, Generation, Slot, Start};
 use super::layout::{self, Writes};
 use super::{Part, Reply, Shared, unavailable};
@@ -40,6 +41,7 @@ pub(super) struct Store {
     pub(super) encoder: Encoder,
     pub(super) dead_letters: DeadLetters,
     pub(super) acknowledged: Acknowledged,
+    pub(super) evictions: Evictions,
 }
 
 /// The newest generation.

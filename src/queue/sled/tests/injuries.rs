@@ -21,7 +21,7 @@ use crate::queue::Queue;
 use crate::record::Record;
 
 /// Cases in `make test`; `FLAGTAP_INJURIES` says how many otherwise.
-const CASES: u32 = 500;
+const CASES: u32 = 2000;
 
 /// How long a case may take: everything the engine does with damage is bounded.
 const BOUND: Duration = Duration::from_secs(30);
