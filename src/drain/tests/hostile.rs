@@ -111,7 +111,7 @@ async fn assert_promise(kind: &str, on: &str, means: Means) {
     let destination = FakeDestination::new(move |names| {
         let about = names.iter().any(|name| name == "bad");
         let passes = matches!(means, Means::Retry | Means::PerEvent | Means::Blocked);
-        let is_bad = about && !(passes && start.elapsed() > 2 * HOUR);
+        let is_bad = about && !(passes && start.elapsed() > HOUR);
         let verdict = match is_bad {
             true => means.verdict(names.len(), "as the table says".to_owned(), None),
             false => Verdict::Delivered,
@@ -138,7 +138,7 @@ async fn assert_promise(kind: &str, on: &str, means: Means) {
         }
         Means::Blocked => {
             assert!(dead.is_empty(), "{kind} {on}: no try is used up");
-            assert!(start.elapsed() > 2 * HOUR, "{kind} {on}");
+            assert!(start.elapsed() > HOUR, "{kind} {on}");
         }
         Means::Isolate => {
             assert_eq!(dead, ["bad"], "{kind} {on}: alone");
@@ -155,16 +155,14 @@ async fn assert_promise(kind: &str, on: &str, means: Means) {
 
 #[tokio::test(start_paused = true)]
 async fn every_answer_of_every_table_leads_to_what_the_page_promises() {
-    let mut seen = Vec::new();
+    let mut seen = BTreeMap::<String, usize>::new();
     for (kind, table) in destination::tables() {
         for answer in table {
-            // The drain knows nothing of an answer but what it means: one of each is enough.
-            if !seen.contains(&answer.means) {
-                assert_promise(kind, &format!("{:?}", answer.on), answer.means).await;
-                seen.push(answer.means);
-            }
+            assert_promise(kind, &format!("{:?}", answer.on), answer.means).await;
+            *seen.entry(format!("{:?}", answer.means)).or_default() += 1;
         }
     }
+    println!("{seen:?}");
     assert_eq!(seen.len(), 5, "{seen:?}");
 }
 
