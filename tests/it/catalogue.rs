@@ -220,18 +220,22 @@ fn limits_of_the_api_are_waited_out() {
     }
 }
 
-/// Scenario: a token that is refused, answers that are not what is documented, a next page on another host.
+/// Scenario: a token that is refused, answers that are not what is documented, a next page on another host, a list without
+/// an end, a page without one.
 /// Guarantees: traffic and export go on as without a token; status, metrics and log say what is wrong, without the token,
 /// and nothing is sent to the other host.
 #[test]
 fn trouble_with_the_api_changes_nothing_else() {
     let (upstream, elsewhere) = (Upstream::accepting(), Upstream::start());
     let next = json!({ "items": [], "_links": { "next": { "href": format!("http://{}/api/v2/projects", elsewhere.address()) } } });
+    let endless = json!({ "items": [], "_links": { "next": { "href": "/api/v2/projects?limit=20&offset=20" } } });
     for (mood, outcome) in [
         (Mood::Fails(usize::MAX, 401, vec![]), "refused"),
         (Mood::Says("<html>".to_owned()), "strange"),
         (Mood::Says(r#"{"items":[{"key":7}]}"#.to_owned()), "strange"),
         (Mood::Says(next.to_string()), "strange"),
+        (Mood::Says(endless.to_string()), "strange"),
+        (Mood::Says(" ".repeat(33 << 20)), "unreachable"),
     ] {
         let api = Api::start();
         account(&api, "name");
