@@ -50,7 +50,11 @@ enum Command {
     /// Check a configuration file and report every problem in it (exit code 64 if there is one).
     Check {
         /// Configuration file.
-        file: PathBuf,
+        #[arg(value_name = "FILE", required_unless_present = "config")]
+        file: Option<PathBuf>,
+        /// The same, as the other commands take it.
+        #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Then contact each destination, without sending an event, and say what works (exit code 1 if one does not).
         #[arg(long)]
         probe: bool,
@@ -156,7 +160,10 @@ pub fn main() -> ExitCode {
             allocator::settle(threads);
             serve::run(config.as_deref(), threads)
         }
-        Command::Check { file, probe } => check(&file, probe).unwrap_or(ExitCode::FAILURE),
+        Command::Check { file, config, probe } => {
+            let file = file.or(config).unwrap_or_default();
+            check(&file, probe).unwrap_or(ExitCode::FAILURE)
+        }
         Command::SendTestEvent {
             config,
             destination,
