@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::fate::Fate;
 use super::flights::{Landed, Origin};
+use super::slot::{Death, Slot, Waiting};
 use super::status::Failure;
-use super::window::{Death, Slot, Waiting};
 use super::{Task, retry};
 use crate::destination::Verdict;
 

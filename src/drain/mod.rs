@@ -30,6 +30,7 @@ mod retry;
 mod service;
 mod settings;
 mod settling;
+mod slot;
 mod status;
 #[cfg(test)]
 mod tests;

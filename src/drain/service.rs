@@ -13,7 +13,7 @@ use tracing::error;
 
 use super::counts::Counts;
 use super::fate::{Fate, Tries};
-use super::window::{Death, Slot, Waiting};
+use super::slot::{Death, Slot, Waiting};
 use super::{LAST_ANSWER, Settings, Stop, pack, retry};
 use crate::destination::{Destination, Encoded, Item, Limits, Verdict};
 use crate::export;

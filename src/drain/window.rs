@@ -10,33 +10,9 @@ use std::collections::{BTreeMap, VecDeque};
 use tokio::time::Instant;
 
 use super::fate::{Entry, Fate, Mark, Tries};
-use crate::destination::Item;
+use super::slot::{Death, Held, Slot, Waiting};
 use crate::queue::{DeadLetter, Limit, Position};
 use crate::record::{Record, RecordEvent};
-
-/// An event's state.
-#[derive(Debug)]
-pub(super) enum Slot {
-    /// To be sent when it is due.
-    Waiting(Waiting),
-    /// In a request; what its earlier ones came to.
-    Sending(Tries),
-    /// Given up for this reason, but not yet kept as a dead letter.
-    Dying { why: String, death: Death },
-    /// Needs nothing more.
-    Settled(Fate),
-}
-
-/// How an event becomes a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Death {
-    /// The destination refuses it for itself: somebody has to look at it.
-    Refused,
-    /// It is out of tries. It goes out again by itself, once.
-    OutOfTries,
-    /// It has tries left, but held up all others. It goes out again by itself.
-    SetAside,
-}
 
 /// What an event that is settled, but cannot leave the window yet, takes of the room of one that waits: no more than its
 /// fate is held, and noted.
@@ -45,32 +21,12 @@ const SETTLED_IN_ROOM_OF_ONE: usize = 8;
 /// A window is held up if no more than one in so many of its events is not settled.
 const HELD_UP: usize = 8;
 
-/// An event to be sent.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) item: Item,
-    pub(super) tries: Tries,
-    /// The most items a request with this event may hold.
-    pub(super) most: usize,
-    pub(super) due: Instant,
-}
-
 /// Where an event of the window is; good until the event is settled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     /// The record's number, counted from the first one ever held.
     record: usize,
     event: usize,
-}
-
-#[derive(Debug)]
-struct Held {
-    position: Position,
-    record: Record,
-    slots: Vec<Slot>,
-    bytes: usize,
-    waiting: usize,
-    unsettled: usize,
 }
 
 /// What the records take of a window's room.
@@ -352,12 +308,8 @@ impl Window {
         if self.dying == 0 {
             return letters;
         }
-        for held in &self.held {
-            for (slot, event) in held.slots.iter().zip(&held.record.events) {
-                if let Slot::Dying { why, death } = slot {
-                    letters.push(letter(held, event, destination, dead_ms, (why, *death)));
-                }
-            }
+        for held in self.held.iter().filter(|held| held.unsettled > 0) {
+            letters.extend(held.letters(destination, dead_ms));
         }
         letters
     }
@@ -385,17 +337,12 @@ impl Window {
     /// Returns what is to be noted of the events after [`settled_to`](Self::settled_to), and of what is still remembered
     /// of an earlier run. `to_ms` turns the time of a next try into Unix milliseconds.
     pub(super) fn marks(&self, to_ms: impl Fn(Instant) -> u64) -> Vec<Entry> {
-        let mark = |slot: &Slot| match slot {
-            Slot::Settled(fate) => Some(Mark::Ended(*fate)),
-            Slot::Waiting(Waiting { tries, .. }) | Slot::Sending(tries) => mark_of(tries, &to_ms),
-            Slot::Dying { .. } => None,
-        };
         let beyond = self.held.iter().skip(self.settled().count());
         let held = beyond
             .filter(|held| self.again > 0 || held.unsettled < held.slots.len())
             .map(|held| Entry {
                 position: held.position,
-                marks: held.slots.iter().map(mark).collect(),
+                marks: held.slots.iter().map(|slot| slot.mark(&to_ms)).collect(),
             })
             .filter(|entry| entry.marks.iter().any(Option::is_some));
         let remembered = self.remembered.iter().map(|(position, marks)| Entry {
@@ -413,7 +360,7 @@ impl Window {
         let mut run: Option<(String, Fate, u64)> = None;
         for held in self.held.drain(..count) {
             self.used.settled -= held.slots.len();
-            for fate in held.slots.iter().filter_map(fate) {
+            for fate in held.slots.iter().filter_map(Slot::fate) {
                 // Nearly all end alike: a name is copied where that changes, not per event.
                 match &mut run {
                     Some((environment, last, events))
@@ -455,45 +402,4 @@ fn add_up(ended: &mut BTreeMap<(String, Fate), u64>, run: Option<(String, Fate, 
 
 fn bytes(record: &Record) -> usize {
     record.events.iter().map(|event| event.json.len()).sum()
-}
-
-fn fate(slot: &Slot) -> Option<Fate> {
-    match slot {
-        Slot::Settled(fate) => Some(*fate),
-        _ => None,
-    }
-}
-
-fn mark_of(tries: &Tries, to_ms: impl Fn(Instant) -> u64) -> Option<Mark> {
-    let planned = tries.planned.filter(|_| tries.failures > 0)?;
-    Some(Mark::Failed {
-        failures: tries.failures,
-        due_ms: to_ms(planned),
-    })
-}
-
-fn letter(
-    held: &Held,
-    event: &RecordEvent,
-    destination: &str,
-    dead_ms: u64,
-    (why, death): (&str, Death),
-) -> DeadLetter {
-    DeadLetter {
-        position: held.position,
-        index: event.index,
-        dead_ms,
-        why: why.to_owned(),
-        // An event that came back once has to wait for a person: otherwise one that never succeeds would go round.
-        transient: death != Death::Refused && !held.record.given_up,
-        // The batch's seed and the event's index: delivered from here, the event has the id it always had.
-        record: Record {
-            received_ms: held.record.received_ms,
-            origin: held.record.origin.clone(),
-            destinations: vec![destination.to_owned()],
-            id_seed: held.record.id_seed,
-            given_up: held.record.given_up || death == Death::OutOfTries,
-            events: vec![event.clone()],
-        },
-    }
 }
