@@ -164,7 +164,6 @@ async fn every_answer_of_every_table_leads_to_what_the_page_promises() {
             *seen.entry(format!("{:?}", answer.means)).or_default() += 1;
         }
     }
-    println!("{seen:?}");
     assert_eq!(seen.len(), 5, "{seen:?}");
 }
 
