@@ -1,31 +1,29 @@
 //! Settings of environments that were changed at run time, kept beside the queue until they are taken back.
 //!
 //! ```text
-//! flagtap-settings 1 <CRC-32 of the rest, 8 hex digits> <length of the rest>\n
 //! {"environment":"production","version":3,"time":"2026-…Z","settings":{…}}\n    one per environment that ever had some
 //! {"change":{"time":"2026-…Z","environment":"production","version":3,"before":{…},"after":{…}}}\n    oldest first
 //! ```
 //!
-//! Written as a whole, to `settings.new`, synced, and renamed to `settings`: after a crash it is the one before or the new
-//! one, never without the change's own entry. Damage is put aside as `settings.damaged`, and nothing is known then. What
-//! the settings mean is not known here.
+//! These are the lines of a [`Kept`] file: after a crash it is the one before or the new one, never without the change's own
+//! entry; where it is damaged the settings before the last change are known. What the settings mean is not known here.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-const HEAD: &str = "flagtap-settings 1";
+use crate::kept::Kept;
 
-/// The name of the file in the queue's folder.
-const NAME: &str = "settings";
-
-/// More than the settings of any number of environments that one relay serves fill.
-const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// The file, in the queue's folder.
+const KEPT: Kept = Kept {
+    name: "settings",
+    head: "flagtap-settings 1",
+    // The settings of any number of environments that one relay serves are less.
+    most_bytes: 256 * 1024 * 1024,
+};
 
 /// Changes that are kept, and the bytes of those before the last.
 const CHANGES: (usize, usize) = (100, 4 * 1024 * 1024);
@@ -78,18 +76,9 @@ enum Line {
 impl Overrides {
     /// Reads what is kept in `folder`. Returns also what had to be put aside, for the log. Blocks on the disk.
     pub fn load(folder: &Path) -> (Self, Option<String>) {
-        let path = folder.join(NAME);
-        match read(&path) {
-            Ok(overrides) => (overrides, None),
-            Err(error) => {
-                // What cannot be read at all may be readable again.
-                if matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::InvalidData) {
-                    // Not being able to put it aside is no reason to stop: it is overwritten later.
-                    let _ = fs::rename(&path, folder.join(format!("{NAME}.damaged")));
-                }
-                (Self::default(), Some(format!("{}: {error}", path.display())))
-            }
-        }
+        let found = KEPT.load(folder, parse);
+        let damage = (!found.damage.is_empty()).then(|| found.damage.join("; "));
+        (found.content.unwrap_or_default(), damage)
     }
 
     /// Returns what is kept of an environment.
@@ -135,20 +124,7 @@ impl Overrides {
 
     /// Makes it durable. Blocks on the disk; after an error the file so far is still there.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
-        let body = self.render()?;
-        let head = format!("{HEAD} {:08x} {}\n", crc32fast::hash(body.as_bytes()), body.len());
-        let new = folder.join(format!("{NAME}.new"));
-        let mut file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(head.as_bytes())?;
-        file.write_all(body.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, folder.join(NAME))?;
-        File::open(folder)?.sync_all()
+        KEPT.write(folder, &self.render()?)
     }
 
     /// Forgets the oldest changes, as many as there are too many.
@@ -172,25 +148,7 @@ impl Overrides {
     }
 }
 
-fn read(path: &Path) -> io::Result<Overrides> {
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(file) => file.take(MAX_FILE_BYTES).read_to_string(&mut text)?,
-        // The queue says what is wrong with a folder that is none.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Overrides::default());
-        }
-        Err(error) => return Err(error),
-    };
-    parse(&text).map_err(io::Error::other)
-}
-
-fn parse(text: &str) -> Result<Overrides, &'static str> {
-    let (head, body) = text.split_once('\n').ok_or("has no first line")?;
-    let rest = head.strip_prefix(HEAD).ok_or("is of another version")?;
-    if rest != format!(" {:08x} {}", crc32fast::hash(body.as_bytes()), body.len()) {
-        return Err("is damaged: its checksum does not match");
-    }
+fn parse(body: &str) -> Result<Overrides, &'static str> {
     let mut overrides = Overrides::default();
     for line in body.lines() {
         match serde_json::from_str(line).map_err(|_| "has a line of another form")? {
@@ -203,6 +161,8 @@ fn parse(text: &str) -> Result<Overrides, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
@@ -251,19 +211,31 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_put_aside_and_noticed_whatever_it_is() {
+    fn damage_leaves_what_held_before_the_last_change() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(NAME);
-        two_changes().write(folder.path()).unwrap();
-        let whole = fs::read(&path).unwrap();
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 1;
-            fs::write(&path, &bytes).unwrap();
-            let (overrides, damage) = Overrides::load(folder.path());
-            assert_eq!(overrides, Overrides::default(), "{at}");
-            assert!(damage.is_some() && !path.exists(), "{at}");
-            assert_eq!(fs::read(folder.path().join("settings.damaged")).unwrap(), bytes);
-        }
+        let first = Overrides::default().changed("a", Some(json!({ "kinds": ["x"] })), json!(1), json!(2), "t");
+        first.write(folder.path()).unwrap();
+        first
+            .changed("a", None, json!(2), json!(1), "t")
+            .write(folder.path())
+            .unwrap();
+        let path = folder.path().join("settings");
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 4;
+        bytes[last] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let (overrides, damage) = Overrides::load(folder.path());
+        assert_eq!(overrides, first);
+        assert!(damage.unwrap().contains("settings: is damaged"));
+        assert_eq!(fs::read(folder.path().join("settings.damaged")).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_line_of_another_form_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        KEPT.write(folder.path(), "{\"environment\":7}\n").unwrap();
+        let (overrides, damage) = Overrides::load(folder.path());
+        assert_eq!(overrides, Overrides::default());
+        assert!(damage.unwrap().contains("has a line of another form"));
     }
 }

@@ -21,7 +21,7 @@ use crate::units::hex;
 
 /// What was changed at run time, and where it is kept.
 #[derive(Clone, Default)]
-pub(super) struct Kept {
+pub(super) struct Overlay {
     /// Nothing for a queue in memory, which loses it as it loses everything.
     folder: Option<PathBuf>,
     overrides: Arc<Overrides>,
@@ -29,7 +29,7 @@ pub(super) struct Kept {
     settings: Arc<BTreeMap<String, Settings>>,
 }
 
-impl Kept {
+impl Overlay {
     /// Reads what is kept beside the queue. What cannot be read is reported, and the configuration file's settings hold.
     pub(super) fn load(config: &Config) -> Self {
         let folder = match &config.queue.engine {
@@ -38,7 +38,10 @@ impl Kept {
         };
         let (overrides, damage) = folder.as_deref().map(Overrides::load).unwrap_or_default();
         if let Some(damage) = damage {
-            error!(%damage, "settings made at run time cannot be read, the configuration file's hold");
+            error!(
+                %damage,
+                "settings made at run time cannot be read, those before the last change hold, or else the configuration file's"
+            );
         }
         let mut settings = BTreeMap::new();
         for (environment, document) in overrides.settings() {

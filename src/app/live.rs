@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::app::drains::{Drains, Spec};
-use crate::app::exports::Kept;
+use crate::app::exports::Overlay;
 use crate::app::flags::Flags;
 use crate::app::plan::{Plan, names};
 use crate::app::relay::policy;
@@ -58,7 +58,7 @@ pub(super) struct Shown {
     /// The configuration as the file says, with what cannot change at run time as it was at the start.
     pub(super) config: Arc<Config>,
     /// What was changed at run time.
-    pub(super) kept: Kept,
+    pub(super) kept: Overlay,
     /// Every configured destination, in the order of the configuration.
     pub(super) deliveries: Vec<Delivery>,
     /// When this configuration came into force.
@@ -79,7 +79,7 @@ pub(super) struct Delivery {
 
 impl Live {
     /// Puts the configuration of the start in force: its policy is in the tee already, its cursors in the queue.
-    pub(super) async fn start(parts: Parts, config: Config, kept: Kept) -> Self {
+    pub(super) async fn start(parts: Parts, config: Config, kept: Overlay) -> Self {
         show_from_the_start(&config, &parts.metrics);
         let mut drains = Drains::new(Arc::clone(&parts.queue), Arc::clone(&parts.metrics));
         for destination in config.destinations.iter().filter(|destination| !destination.paused) {
@@ -164,7 +164,7 @@ impl Live {
     }
 
     /// Puts what was changed at run time in force. For whoever has the turn.
-    pub(super) fn adopt(&self, kept: Kept) {
+    pub(super) fn adopt(&self, kept: Overlay) {
         let shown = self.shown();
         let Parts {
             tee, flags, metrics, ..

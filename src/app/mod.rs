@@ -49,7 +49,7 @@ use crate::shutdown::Shutdown;
 
 use catalogue::Reader;
 pub(crate) use catalogue::whose;
-use exports::Kept;
+use exports::Overlay;
 use flags::Flags;
 pub use live::SetLevel;
 use live::{Live, Parts};
@@ -132,7 +132,7 @@ impl App {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         // As late as can be: a process that is about to leave the folder to this one may still change it.
-        let kept = Kept::load(&config);
+        let kept = Overlay::load(&config);
         let tee = Arc::new(Tee::new(
             policy(&kept.over(&config), &flags, &metrics),
             Arc::clone(&queue) as Arc<dyn Queue>,

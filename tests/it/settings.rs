@@ -270,7 +270,8 @@ fn what_is_wrong_or_forbidden_changes_nothing() {
 }
 
 /// Scenario: settings for 10,000 flags are put and taken back; the file with them is damaged while the relay is down.
-/// Guarantees: they hold; the damaged file is put aside and said to be damaged, and the configuration file's settings hold.
+/// Guarantees: they hold; the damaged file is put aside and said to be damaged, and the settings before the last change
+/// hold.
 #[test]
 fn damaged_settings_are_put_aside() {
     let upstream = Upstream::accepting();
@@ -292,6 +293,15 @@ fn damaged_settings_are_put_aside() {
     relay.settle();
     assert_eq!(markers(&setup.exported()), ["one"]);
     assert!(setup.queue().join("settings.damaged").exists() && !path.exists());
+    let evaluation = |flag: &str| {
+        let mut event = marked(flag);
+        let more = json!({ "kind": "feature", "value": true, "default": false, "variation": 0 });
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        event
+    };
+    relay.post("two", &json!([evaluation("flag-7"), evaluation("other")]));
+    relay.settle();
+    assert_eq!(markers(&setup.exported()), ["one", "other"], "flag-7 is held again");
     assert_eq!(put(&relay, "*", &without("x*")).status, 200);
     assert!(path.exists());
     relay.stop();
