@@ -119,7 +119,7 @@ fn start(dir: &Path, upstream: u16, receivers: &[(&str, Receiver)]) -> (Running,
     );
     for (name, receiver) in receivers {
         config.push_str(&format!(
-            "  - name: {name}\n    retry: {{ initial: 100ms, max: 5s, attempts: 1, over: 5s, then: keep }}\n    \
+            "  - name: {name}\n    retry: {{ initial: 100ms, max: 5s, attempts: 5, over: 10s, then: keep }}\n    \
              webhook: {{ url: \"http://127.0.0.1:{}/hook\", format: ndjson }}\n",
             receiver.port
         ));

@@ -134,7 +134,6 @@ impl Reader {
                 Err(Trouble::Unreachable(_)) => "unreachable",
                 Err(Trouble::Strange(_)) => "strange",
             };
-            metrics.counter(&CATALOGUE_READS, &[outcome]).increment(1);
             let wait = match read {
                 Ok(catalogue) => {
                     failures = 0;
@@ -155,6 +154,8 @@ impl Reader {
                     backoff.bound(failures).mul_f64(0.5 + 0.5 * fastrand::f64())
                 }
             };
+            // Counted once it is in force.
+            metrics.counter(&CATALOGUE_READS, &[outcome]).increment(1);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}

@@ -1,24 +1,11 @@
 //! Names are those of the variation that was given, dates are LaunchDarkly's where it knows.
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::event::{Event, Kind, Span};
-use crate::export::Members;
-
-fn event(kind: Kind, json: &str) -> Event {
-    let key = Members::of(json).unwrap().get("key");
-    Event {
-        index: 0,
-        kind,
-        track_events: false,
-        key: key.and_then(|key| Span::of(key, json)),
-        reason: None,
-        json: Bytes::copy_from_slice(json.as_bytes()),
-    }
-}
+use crate::event::Kind;
+use crate::export::made::event;
 
 fn environment(variations: &[(Option<&str>, Value)]) -> Environment {
     let variations = variations

@@ -1,11 +1,10 @@
 //! What the tables hold, what the document says of it, and that both stay bounded.
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use super::*;
-use crate::event::{Event, Kind, Span};
-use crate::export::Members;
+use crate::event::{Event, Kind};
+use crate::export::made::event;
 use crate::export::selection::{Grounds, Judgement, Reason};
 
 const NOW: u64 = 1_700_000_000_000;
@@ -21,18 +20,6 @@ const KEPT: Judgement = Judgement::Keep {
     by: Grounds::Default,
     ratio: 1,
 };
-
-fn event(kind: Kind, json: &str) -> Event {
-    let key = Members::of(json).unwrap().get("key");
-    Event {
-        index: 0,
-        kind,
-        track_events: false,
-        key: key.and_then(|key| Span::of(key, json)),
-        reason: None,
-        json: Bytes::copy_from_slice(json.as_bytes()),
-    }
-}
 
 fn evaluation(flag: &str) -> Event {
     event(Kind::Feature, &format!(r#"{{"key":"{flag}"}}"#))

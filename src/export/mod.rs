@@ -11,6 +11,8 @@ pub mod fields;
 pub mod form;
 pub mod id;
 pub mod json;
+#[cfg(test)]
+pub(crate) mod made;
 mod members;
 pub mod narrow;
 pub mod redact;

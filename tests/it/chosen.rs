@@ -1,13 +1,13 @@
 //! Settings on recorded traffic of real SDKs: what is chosen, what coverage says of it, and what hostile settings do.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::replay;
+use crate::support::command;
 use crate::support::export::{event, inflate};
 use crate::support::recording::{fixture, load};
 use crate::support::{Relay, Setup, Upstream};
@@ -19,19 +19,8 @@ fn flagtap(arguments: &[&str], config: &str, input: &[u8]) -> (Option<i32>, Stri
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yaml");
     fs::write(&path, config).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flagtap"))
-        .args(arguments)
-        .arg(&path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It may end without reading.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    let said = command::run(command::binary().args(arguments).arg(&path), input);
+    (said.code, said.out, said.error)
 }
 
 /// Returns the records that a build's recording would have sent with these settings.

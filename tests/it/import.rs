@@ -2,44 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 
+use crate::support::command::{self, Said};
 use crate::support::launchdarkly_api::{Api, Mood, TOKEN};
 use crate::support::recording::fixture;
 use crate::support::{CLIENT_SIDE_ID, PROJECT_ID, SDK_KEY};
 
-struct Said {
-    code: Option<i32>,
-    out: String,
-    error: String,
-}
-
 fn import(arguments: &[&str], token: Option<&str>, input: &str) -> Said {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flagtap"));
-    for name in crate::support::relay::FOREIGN_VARIABLES {
-        command.env_remove(name);
-    }
+    let mut command = command::binary();
     command.env_remove("LD_API_TOKEN");
     command.envs(token.map(|token| ("LD_API_TOKEN", token)));
-    let mut child = command
-        .arg("import")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It may end without reading.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    Said {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        error: String::from_utf8(output.stderr).unwrap(),
-    }
+    command::run(command.arg("import").args(arguments), input.as_bytes())
 }
 
 /// Checks a configuration with the variables that are listed at its end, each with a value of its own. Returns what is said.

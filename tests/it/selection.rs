@@ -1,13 +1,13 @@
 //! What is exported by which settings, and what `coverage` and `explain` say of it.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use crate::replay;
+use crate::support::command;
 use crate::support::export::{self, inflate, markers, read_lines};
 use crate::support::raw::request;
 use crate::support::recording::{fixture, load};
@@ -18,19 +18,13 @@ fn explain(config: &str, arguments: &[&str], input: &[u8]) -> (String, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yaml");
     fs::write(&path, config).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_flagtap"))
+    let mut command = command::binary();
+    command
         .args(["explain", "--config", path.to_str().unwrap()])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{said}\n{config}");
-    (String::from_utf8(output.stdout).unwrap(), said)
+        .args(arguments);
+    let said = command::run(&mut command, input);
+    assert_eq!(said.code, Some(0), "{said:?}\n{config}");
+    (said.out, said.error)
 }
 
 /// Scenario: each example of docs/selection.md: settings, an event, what is said of it and, in some, what is sent.
@@ -122,23 +116,9 @@ fn explain_refuses_what_it_cannot_explain() {
         (&["--environment", "test"], "[]"),
         (&["--destination", "lake"], "[]"),
     ] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flagtap"))
-            .arg("explain")
-            .args(arguments)
-            .env_remove("FLAGTAP_CONFIG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?} {input}");
-        assert!(
-            output.stdout.is_empty() && !output.stderr.is_empty(),
-            "{arguments:?} {input}"
-        );
+        let said = command::run(command::binary().arg("explain").args(arguments), input.as_bytes());
+        assert_eq!(said.code, Some(1), "{arguments:?} {input}");
+        assert!(said.out.is_empty() && !said.error.is_empty(), "{arguments:?} {input}");
     }
 }
 

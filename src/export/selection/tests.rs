@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::Span;
+use crate::export::made::event;
 use crate::section::Leaf;
 
 const ORDINARY: Schema = Schema {
@@ -32,22 +32,6 @@ impl Creation for ByName {
             _ if flag.starts_with("new") => Some(SINCE),
             _ => None,
         }
-    }
-}
-
-fn event(kind: Kind, json: &str) -> Event {
-    let members = Members::of(json).unwrap();
-    let place = |name: &str, first: char| {
-        let value = members.get(name).filter(|value| value.starts_with(first))?;
-        Span::of(value, json)
-    };
-    Event {
-        index: 0,
-        kind,
-        track_events: members.get("trackEvents") == Some("true"),
-        key: place("key", '"'),
-        reason: place("reason", '{'),
-        json: Bytes::copy_from_slice(json.as_bytes()),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The binary's other commands, run to their end.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -13,21 +14,41 @@ pub(crate) struct Said {
     pub(crate) error: String,
 }
 
-/// Runs `flagtap` with these arguments, separated by spaces, and `--config FILE`.
-pub(crate) fn flagtap(arguments: &str, config: &Path) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_flagtap"))
-        .args(arguments.split_whitespace())
-        .arg("--config")
-        .arg(config)
-        .env_remove("FLAGTAP_CONFIG")
-        .output()
+/// Returns `flagtap`, without the variables that mean something to it.
+pub(crate) fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flagtap"));
+    for name in super::relay::FOREIGN_VARIABLES {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command to its end with this on its standard input.
+pub(crate) fn run(command: &mut Command, input: &[u8]) -> Said {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
+    // It may end without reading.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Said {
         code: output.status.code(),
         out: text(&output.stdout),
         error: text(&output.stderr),
     }
+}
+
+/// Runs `flagtap` with these arguments, separated by spaces, and `--config FILE`.
+pub(crate) fn flagtap(arguments: &str, config: &Path) -> Said {
+    let mut command = binary();
+    run(
+        command.args(arguments.split_whitespace()).arg("--config").arg(config),
+        b"",
+    )
 }
 
 impl Said {
