@@ -21,12 +21,12 @@ use crate::app::relay::policy;
 use crate::config::{Config, Level};
 use crate::drain::{self, DrainStatus};
 use crate::metrics::{
-    CONFIGURATION_REFUSED, CONFIGURATION_RELOADS, CONFIGURATION_RESTART, DESTINATION_CORRUPT, DESTINATION_DEAD,
-    DESTINATION_DELIVERED, DESTINATION_DROPPED, DESTINATION_EVICTED, DESTINATION_PAUSED, DESTINATION_QUEUED,
-    DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics,
+    BATCHES_NOT_TEED, CONFIGURATION_REFUSED, CONFIGURATION_RELOADS, CONFIGURATION_RESTART, DESTINATION_CORRUPT,
+    DESTINATION_DEAD, DESTINATION_DELIVERED, DESTINATION_DROPPED, DESTINATION_EVICTED, DESTINATION_PAUSED,
+    DESTINATION_QUEUED, DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics, TASK_PANICS,
 };
 use crate::problems::Problems;
-use crate::proxy::tee::Tee;
+use crate::proxy::tee::{HOLES, Tee};
 use crate::queue::Queue;
 
 /// How long the queue may take to make new cursors durable.
@@ -307,7 +307,15 @@ fn show_from_the_start(config: &Config, metrics: &Metrics) {
         let paused = metrics.gauge(&DESTINATION_PAUSED, &[&destination.name]);
         paused.set(if destination.paused { 1.0 } else { 0.0 });
     }
+    for task in ["drain", "request"] {
+        metrics.counter(&TASK_PANICS, &[task]).increment(0);
+    }
     for environment in &config.environments {
+        for reason in HOLES {
+            metrics
+                .counter(&BATCHES_NOT_TEED, &[&environment.name, reason])
+                .increment(0);
+        }
         for destination in &environment.destinations {
             let labels = [environment.name.as_str(), destination.as_str()];
             for counter in [

@@ -52,7 +52,7 @@ pub const PATH: &str = "/mutate";
 /// The largest body, bytes: the API server takes objects of up to 3 MiB, and a review has little more.
 const MOST_BODY: usize = 4 << 20;
 /// Bodies in memory at a time, bytes.
-const MOST_BODIES: usize = 32 << 20;
+const MOST_BODIES: usize = 16 << 20;
 /// For a body to arrive. The API server waits for ten seconds by default.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -15,6 +15,12 @@ use crate::injector::{CONTAINERS, ENV, INJECT, STATUS, plain_name};
 const MOST_NAMES: usize = 64;
 /// The longest name of a variable that is set, bytes.
 const LONGEST_VARIABLE: usize = 128;
+/// The most variables that a pod gets, over all containers: each is an operation of the patch.
+const MOST_VARIABLES: usize = 256;
+/// The most annotations that Kubernetes takes, bytes of names and values together.
+const MOST_ANNOTATIONS: usize = 256 * 1024;
+/// The longest status, bytes; the rest is cut off.
+const LONGEST_STATUS: usize = 1024;
 
 /// What becomes of a pod.
 #[derive(Debug, PartialEq)]
@@ -57,34 +63,58 @@ pub(super) fn decide(template: &Template, pod: &Pod) -> Decision {
         "true" => why_not(template, &pod.spec),
         _ => Some(format!("{INJECT} is neither \"true\" nor \"false\"")),
     };
+    let size = |(name, value): (&String, &String)| name.len() + value.len();
+    let so_far: usize = annotations.iter().map(size).sum();
+    let missing = || (template.annotations.iter()).filter(|(name, _)| !annotations.contains_key(*name));
+    let (mut notes, mut variables, mut wanted) = (Vec::new(), Vec::new(), None);
+    if let Some(listed) = annotations.get(ENV) {
+        variables = variable_names(listed, &mut notes);
+        wanted = annotations
+            .get(CONTAINERS)
+            .map(|list| names(list, CONTAINERS, &mut notes));
+    }
+    let why_not = why_not.or_else(|| {
+        let operations = variables.len() * wanted.as_ref().map_or(pod.spec.containers.len(), Vec::len);
+        (operations > MOST_VARIABLES)
+            .then(|| format!("it would get more than {MOST_VARIABLES} variables, over all containers"))
+    });
+    let status_size = STATUS.len() + LONGEST_STATUS;
+    let why_not = why_not.or_else(|| {
+        (so_far + missing().map(size).sum::<usize>() + status_size > MOST_ANNOTATIONS)
+            .then(|| "its annotations and the template's are more than Kubernetes takes (256 KiB)".to_owned())
+    });
     let mut patch = Patch::new(pod);
     if let Some(why) = why_not {
-        patch.annotate(STATUS, &format!("not injected: {why}"));
+        if so_far + status_size <= MOST_ANNOTATIONS {
+            patch.annotate(STATUS, &cut(&format!("not injected: {why}")));
+        } else {
+            patch.0.clear();
+        }
         return Decision::Refused(Change {
             patch: patch.0,
             notes: vec![format!("flagtap is not injected: {why}")],
         });
     }
-    let mut notes = Vec::new();
-    if let Some(variables) = annotations.get(ENV) {
-        let variables = variable_names(variables, &mut notes);
-        let wanted = annotations
-            .get(CONTAINERS)
-            .map(|list| names(list, CONTAINERS, &mut notes));
-        patch.variables(template, &pod.spec, &variables, wanted.as_deref(), &mut notes);
-    }
+    patch.variables(template, &pod.spec, &variables, wanted.as_deref(), &mut notes);
     // After the variables: their paths count the containers as they were.
     patch.sidecar(template, &pod.spec);
-    for (name, value) in &template.annotations {
-        if !annotations.contains_key(name) {
-            patch.annotate(name, value);
-        }
+    for (name, value) in missing() {
+        patch.annotate(name, value);
     }
     let status: Vec<&str> = std::iter::once("injected")
         .chain(notes.iter().map(String::as_str))
         .collect();
-    patch.annotate(STATUS, &status.join("; "));
+    patch.annotate(STATUS, &cut(&status.join("; ")));
     Decision::Injected(Change { patch: patch.0, notes })
+}
+
+/// Returns the status, or as much of it as may stand in an annotation.
+fn cut(status: &str) -> String {
+    if status.len() <= LONGEST_STATUS {
+        return status.to_owned();
+    }
+    let end = status.floor_char_boundary(LONGEST_STATUS - '…'.len_utf8());
+    format!("{}…", &status[..end])
 }
 
 /// Returns why a pod that asks cannot have the sidecar.
@@ -102,6 +132,9 @@ fn why_not(template: &Template, spec: &Spec) -> Option<String> {
     let named = spec.os.as_ref().map(|os| &os.name);
     if selected.into_iter().chain(named).any(|os| os == "windows") {
         return Some("the pod is for Windows".to_owned());
+    }
+    if spec.resources == Some(true) {
+        return Some("the pod has resources as a whole (spec.resources), which do not count the sidecar".to_owned());
     }
     if !template.native && spec.restart_policy.as_deref().is_some_and(|policy| policy != "Always") {
         return Some(
@@ -198,6 +231,9 @@ impl Patch {
         wanted: Option<&[&str]>,
         notes: &mut Vec<String>,
     ) {
+        if variables.is_empty() && wanted.is_none() {
+            return;
+        }
         for name in wanted.unwrap_or_default() {
             if !spec.all_containers().any(|container| container.name == *name) {
                 // Only a name that could be one is repeated: notes go into logs and terminals.

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// The most containers that are looked at. A pod has a few; etcd would not take one with that many.
-const MOST_CONTAINERS: usize = 1000;
+/// The most containers that are looked at, in each of the two lists. A pod has a few.
+const MOST_CONTAINERS: usize = 128;
+/// The most annotations, labels or words of a node selector that are looked at. Kubernetes takes 256 KiB of annotations.
+const MOST_ENTRIES: usize = 2000;
 
 /// A pod.
 #[derive(Debug, Deserialize)]
@@ -25,7 +28,9 @@ pub(super) struct Pod {
 pub(super) struct Metadata {
     pub(super) name: Option<String>,
     pub(super) generate_name: Option<String>,
+    #[serde(default, deserialize_with = "optional::<Entries, _>")]
     pub(super) annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "optional::<Entries, _>")]
     pub(super) labels: Option<BTreeMap<String, String>>,
 }
 
@@ -35,13 +40,17 @@ pub(super) struct Spec {
     #[serde(default, deserialize_with = "containers")]
     pub(super) containers: Vec<Container>,
     /// `None` where the list is missing or null: then it has to be made.
-    #[serde(default, deserialize_with = "init_containers")]
+    #[serde(default, deserialize_with = "optional::<Containers, _>")]
     pub(super) init_containers: Option<Vec<Container>>,
     pub(super) volumes: Option<Vec<Named>>,
     pub(super) host_network: Option<bool>,
     pub(super) restart_policy: Option<String>,
     pub(super) os: Option<Named>,
+    #[serde(default, deserialize_with = "optional::<Entries, _>")]
     pub(super) node_selector: Option<BTreeMap<String, String>>,
+    /// What all containers together need and get, in Kubernetes that knows it.
+    #[serde(default, deserialize_with = "optional::<Words, _>")]
+    pub(super) resources: Option<bool>,
     pub(super) termination_grace_period_seconds: Option<i64>,
 }
 
@@ -82,21 +91,88 @@ fn tcp() -> String {
 }
 
 fn containers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Container>, D::Error> {
-    init_containers(deserializer).map(Option::unwrap_or_default)
+    optional::<Containers, D>(deserializer).map(Option::unwrap_or_default)
 }
 
-fn init_containers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Container>>, D::Error> {
-    deserializer.deserialize_option(Few)
+fn optional<'de, B: Bounded, D: Deserializer<'de>>(deserializer: D) -> Result<Option<B::Read>, D::Error> {
+    deserializer.deserialize_option(Few::<B>(PhantomData))
 }
 
-/// Reads an optional list of containers, up to [`MOST_CONTAINERS`].
-struct Few;
+/// A list or mapping that is read up to a bound.
+trait Bounded {
+    type Read;
+    const WHAT: &'static str;
 
-impl<'de> Visitor<'de> for Few {
-    type Value = Option<Vec<Container>>;
+    fn list<'de, A: SeqAccess<'de>>(_list: A) -> Result<Self::Read, A::Error> {
+        Err(A::Error::custom(Self::WHAT))
+    }
+
+    fn mapping<'de, A: MapAccess<'de>>(_mapping: A) -> Result<Self::Read, A::Error> {
+        Err(A::Error::custom(Self::WHAT))
+    }
+}
+
+/// Up to [`MOST_CONTAINERS`] containers.
+struct Containers;
+
+impl Bounded for Containers {
+    type Read = Vec<Container>;
+    const WHAT: &'static str = "a list of containers, not too long";
+
+    fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self::Read, A::Error> {
+        let mut containers = Vec::new();
+        while let Some(container) = list.next_element()? {
+            if containers.len() == MOST_CONTAINERS {
+                return Err(A::Error::custom("too many containers"));
+            }
+            containers.push(container);
+        }
+        Ok(containers)
+    }
+}
+
+/// Up to [`MOST_ENTRIES`] words by name.
+struct Entries;
+
+impl Bounded for Entries {
+    type Read = BTreeMap<String, String>;
+    const WHAT: &'static str = "a mapping of words, not too long";
+
+    fn mapping<'de, A: MapAccess<'de>>(mut mapping: A) -> Result<Self::Read, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some((name, value)) = mapping.next_entry()? {
+            if entries.len() == MOST_ENTRIES {
+                return Err(A::Error::custom("too many entries"));
+            }
+            entries.insert(name, value);
+        }
+        Ok(entries)
+    }
+}
+
+/// A mapping of which only matters whether it says anything.
+struct Words;
+
+impl Bounded for Words {
+    type Read = bool;
+    const WHAT: &'static str = "a mapping";
+
+    fn mapping<'de, A: MapAccess<'de>>(mut mapping: A) -> Result<Self::Read, A::Error> {
+        let mut any = false;
+        while mapping.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            any = true;
+        }
+        Ok(any)
+    }
+}
+
+struct Few<B>(PhantomData<B>);
+
+impl<'de, B: Bounded> Visitor<'de> for Few<B> {
+    type Value = Option<B::Read>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at most {MOST_CONTAINERS} containers")
+        f.write_str(B::WHAT)
     }
 
     fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
@@ -108,17 +184,14 @@ impl<'de> Visitor<'de> for Few {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut containers = Vec::new();
-        while let Some(container) = list.next_element()? {
-            if containers.len() == MOST_CONTAINERS {
-                return Err(A::Error::invalid_length(MOST_CONTAINERS + 1, &self));
-            }
-            containers.push(container);
-        }
-        Ok(Some(containers))
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+        B::list(list).map(Some)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mapping: A) -> Result<Self::Value, A::Error> {
+        B::mapping(mapping).map(Some)
     }
 }

@@ -98,9 +98,9 @@ fn place(error: &serde_json::Error) -> String {
 pub(super) fn admit(uid: &str, patch: &[Value], warnings: &[String]) -> Value {
     let mut response = json!({ "uid": uid, "allowed": true });
     if !patch.is_empty() {
-        let patch = Value::Array(patch.to_vec()).to_string();
+        let patch = serde_json::to_vec(patch).unwrap_or_default();
         response["patchType"] = json!("JSONPatch");
-        response["patch"] = json!(STANDARD.encode(patch));
+        response["patch"] = Value::String(STANDARD.encode(patch));
     }
     if !warnings.is_empty() {
         let shown = warnings.iter().take(MOST_WARNINGS);

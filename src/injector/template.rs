@@ -19,6 +19,8 @@ use crate::injector::{ANNOTATIONS, plain_name};
 
 /// The largest file, bytes: what a ConfigMap can hold.
 const MOST_BYTES: u64 = 1 << 20;
+/// The most annotations, bytes: a pod has some of its own.
+const MOST_ANNOTATIONS: usize = 240 * 1024;
 
 /// What is added to pods.
 #[derive(Debug)]
@@ -108,6 +110,13 @@ impl Template {
                 "`annotations` has one of {}, which are the pod's own",
                 ANNOTATIONS.join(", ")
             ));
+        }
+        let size = document
+            .annotations
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        if size.sum::<usize>() > MOST_ANNOTATIONS {
+            return Err("`annotations` are more than 240 KiB: Kubernetes takes 256 KiB a pod".to_owned());
         }
         if document
             .termination_grace_period_seconds

@@ -172,7 +172,7 @@ fn who_does_not_ask_gets_nothing_and_who_has_it_no_more() {
 #[test]
 fn what_cannot_have_the_sidecar_is_told_why() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 11] = [
         (|pod| pod["metadata"]["annotations"][INJECT] = json!("yes"), "neither"),
         (|pod| pod["spec"]["containers"] = json!([]), "no containers"),
         (|pod| pod["spec"]["hostNetwork"] = json!(true), "hostNetwork"),
@@ -195,6 +195,19 @@ fn what_cannot_have_the_sidecar_is_told_why() {
                 pod["spec"]["initContainers"] = json!([{ "name": "proxy", "restartPolicy": "Always", "ports": ports }]);
             },
             "port 8030",
+        ),
+        (
+            |pod| pod["spec"]["resources"] = json!({ "limits": { "memory": "64Mi" } }),
+            "spec.resources",
+        ),
+        (
+            |pod| {
+                let names: Vec<String> = (0..60).map(|n| format!("V{n}")).collect();
+                pod["metadata"]["annotations"][ENV] = json!(names.join(","));
+                let containers: Vec<Value> = (0..5).map(|n| json!({ "name": format!("c{n}") })).collect();
+                pod["spec"]["containers"] = json!(containers);
+            },
+            "more than 256 variables",
         ),
         (
             |pod| pod["spec"]["volumes"] = json!([{ "name": "flagtap-data" }]),
@@ -284,6 +297,52 @@ fn names_that_would_make_the_pod_invalid_are_left_out() {
     let (after, notes) = injected(&native(), &before);
     assert_eq!(after["spec"]["containers"][0]["env"].as_array().unwrap().len(), 64);
     assert_eq!(notes, ["flagtap.dev/env lists more than 64 names"]);
+}
+
+#[test]
+fn annotations_never_become_more_than_kubernetes_takes() {
+    let with = |bytes: usize| changed(|pod| pod["metadata"]["annotations"]["big"] = json!("x".repeat(bytes)));
+    injected(&native(), &with(250 * 1024));
+    let mut template = native();
+    template.annotations.insert("config".to_owned(), "x".repeat(20 * 1024));
+    assert!(refused(&template, &with(250 * 1024)).contains("256 KiB"));
+    let Decision::Refused(change) = decided(&native(), &with(256 * 1024 - 500)) else {
+        panic!("not refused");
+    };
+    assert!(change.patch.is_empty(), "not even a status fits");
+    let unlimited = changed(|pod| pod["spec"]["resources"] = json!({}));
+    injected(&native(), &unlimited);
+}
+
+#[test]
+fn a_status_has_an_end() {
+    let names: Vec<String> = (0..60).map(|n| format!("no-container-{n}")).collect();
+    let before = changed(|pod| pod["metadata"]["annotations"][CONTAINERS] = json!(names.join(",")));
+    let (after, _) = injected(&native(), &before);
+    let status = after["metadata"]["annotations"][STATUS].as_str().unwrap();
+    assert!(
+        status.starts_with("injected; ") && status.ends_with('…') && status.len() <= 1024,
+        "{status}"
+    );
+}
+
+#[test]
+fn what_no_pod_has_is_not_read() {
+    let containers: Vec<Value> = (0..200).map(|n| json!({ "name": format!("c{n}") })).collect();
+    let words: serde_json::Map<String, Value> = (0..2500).map(|n| (format!("w{n}"), json!(""))).collect();
+    for (path, value) in [
+        ("/spec/containers", json!(containers)),
+        ("/metadata/annotations", json!(words)),
+        ("/metadata/labels", json!(words)),
+        ("/spec/nodeSelector", json!(words)),
+    ] {
+        let mut pod = changed(|pod| {
+            pod["metadata"]["labels"] = json!({});
+            pod["spec"]["nodeSelector"] = json!({});
+        });
+        *pod.pointer_mut(path).unwrap() = value;
+        assert!(serde_json::from_value::<Pod>(pod).is_err(), "{path}");
+    }
 }
 
 #[test]

@@ -40,6 +40,30 @@ fn wait_for_room(relay: &Relay) {
     });
 }
 
+/// Scenario: a relay to which nothing has happened yet.
+/// Guarantees: the counters of what must not happen are there with 0, so that a rate sees the first time that it does.
+#[test]
+fn holes_are_series_before_there_are_any() {
+    let upstream = Upstream::accepting();
+    let setup = Setup::new(upstream.address());
+    let relay = Relay::start(&setup);
+    let response = relay.telemetry("/metrics").unwrap();
+    let text = String::from_utf8(response.body).unwrap();
+    for reason in [
+        "memory_budget",
+        "no_space",
+        "queue_full",
+        "queue_unavailable",
+        "record_too_large",
+        "too_large",
+    ] {
+        let series = format!("flagtap_batches_not_teed_total{{environment=\"production\",reason=\"{reason}\"}} 0\n");
+        assert!(text.contains(&series), "{series}{text}");
+    }
+    assert!(text.contains("flagtap_task_panics_total{task=\"drain\"} 0\n"), "{text}");
+    relay.stop();
+}
+
 /// Scenario: a captured body waits for the upstream's answer; the next would go over `tee.max_in_flight`.
 /// Guarantees: it passes unchanged without a copy, counted as `memory_budget`; with room again bodies are copied again.
 #[test]

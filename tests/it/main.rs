@@ -18,6 +18,7 @@ mod exactly_once;
 mod form;
 mod harness;
 mod hostile;
+mod image;
 mod import;
 mod injector;
 mod injector_tls;

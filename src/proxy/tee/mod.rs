@@ -28,6 +28,16 @@ mod select;
 pub use policy::{Policy, PolicySettings};
 use select::{Selected, select};
 
+/// The reasons not to tee a batch that are holes in the export, and no client's business.
+pub const HOLES: [&str; 6] = [
+    "memory_budget",
+    "no_space",
+    "queue_full",
+    "queue_unavailable",
+    "record_too_large",
+    "too_large",
+];
+
 /// One environment's share of the tee.
 pub struct TeeEnvironment {
     /// Configured name.
