@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::app::catalogue::Reader;
 use crate::config::{self, Config, Engine};
 use crate::coverage::file::{self, Environments, Keeper};
-use crate::coverage::{self, Environment};
+use crate::coverage::{self, Environment, Pieces};
 use crate::export::selection::FlagDefault;
 use crate::queue::{Queue, now_ms};
 
@@ -67,7 +66,7 @@ impl Flags {
     }
 
     /// Returns the coverage of the configured environments as JSON, of one of them if its name is given.
-    pub(super) fn document(&self, config: &Config, only: Option<&str>) -> Value {
+    pub(super) fn document(&self, config: &Config, only: Option<&str>) -> Pieces {
         let environments = config.environments.iter();
         let flags: Vec<_> = environments
             .map(|environment| self.keeper.environment(&environment.name).0)

@@ -196,9 +196,15 @@ impl App {
                 let live = Arc::clone(&live);
                 Box::new(move |environment| flags.document(&live.shown().config, environment))
             },
+            readers: Arc::new(Semaphore::new(telemetry::COVERAGE_READERS)),
         });
         let routes = telemetry::routes(shown);
-        helpers.spawn(admin::serve(telemetry_listener, routes, stop_helpers.clone()));
+        helpers.spawn(admin::serve(
+            telemetry_listener,
+            routes,
+            Some(admin::LIFE),
+            stop_helpers.clone(),
+        ));
         if let (Some(listener), Some(settings)) = (admin_listener, &admin_settings) {
             let (of_status, shown) = (Arc::clone(&queue), Arc::clone(&live));
             let routes = api::routes(Arc::new(Api {
@@ -213,7 +219,7 @@ impl App {
                 changing: Semaphore::new(1),
                 exports: Arc::clone(&live) as Arc<dyn Exports>,
             }));
-            helpers.spawn(admin::serve(listener, routes, stop_helpers.clone()));
+            helpers.spawn(admin::serve(listener, routes, None, stop_helpers.clone()));
         }
         let connections = Arc::new(AtomicUsize::new(0));
         let listening = Listening {

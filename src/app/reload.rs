@@ -17,6 +17,7 @@ use tracing::info;
 
 use crate::app::live::{Live, SetLevel};
 use crate::config::{Config, process_environment};
+use crate::problems::{Place, Problems};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -60,6 +61,14 @@ impl Look {
     }
 }
 
+/// Reads the file. A pipe in its place would keep the reader waiting, and with it every later change.
+fn load(path: &Path) -> Result<(Config, Problems), Problems> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(Problems::one(Place::default(), "is no regular file"));
+    }
+    Config::load(path, &process_environment)
+}
+
 /// Has `live` take the file in whenever there is reason to, until `stop`.
 pub(super) async fn watch(live: Arc<Live>, file: Option<PathBuf>, asked: Arc<Notify>, stop: CancellationToken) {
     let Some(file) = file else {
@@ -85,7 +94,7 @@ pub(super) async fn watch(live: Arc<Live>, file: Option<PathBuf>, asked: Arc<Not
             continue;
         }
         let path = file.clone();
-        let Ok(read) = tokio::task::spawn_blocking(move || Config::load(&path, &process_environment)).await else {
+        let Ok(read) = tokio::task::spawn_blocking(move || load(&path)).await else {
             continue;
         };
         let before = files_named(&live.shown().config);

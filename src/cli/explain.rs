@@ -1,10 +1,11 @@
 //! `flagtap explain`: what becomes of an event, and which setting decides.
 //!
 //! Goes the way of a batch, decode, select, narrow, encode, with the configuration's own code, and sends nothing: no
-//! connection, no port, and of the queue's folder only the record of first sights is read. What depends on the upstream, on
+//! connection, no port, and of the queue's folder only the record of first sights and the settings that were made at run time
+//! are read. What depends on the upstream, on
 //! the queue or on a repetition is not asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -23,12 +24,13 @@ use serde_json::value::RawValue;
 use crate::app::{platform, whose};
 use crate::catalogue::{self, Dates, Place, Shelf};
 use crate::cli::{UNUSABLE, print};
-use crate::config::{Config, Engine, Environment, process_environment};
+use crate::config::{self, Config, Engine, Environment, process_environment};
 use crate::coverage;
 use crate::destination::{Destination, Encoded};
 use crate::event::{Event, Kind};
 use crate::export::selection::{Judgement, Selection};
 use crate::export::{self, ExportEvent, Members, narrow};
+use crate::overrides::Overrides;
 use crate::platform::launchdarkly::LaunchDarkly;
 use crate::platform::{Batch, Captured, Carrier, EventRoute, Identity, Platform as _, Route, Support};
 use crate::proxy::tee;
@@ -103,6 +105,27 @@ fn input(arguments: &Arguments) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Puts the settings in force that were made at run time and are kept beside the queue. Returns the environments that have
+/// some.
+fn at_run_time(config: &mut Config) -> HashSet<String> {
+    let mut changed = HashSet::new();
+    let Engine::Sled { path } = &config.queue.engine else {
+        return changed;
+    };
+    if !config.settings.mutable {
+        return changed;
+    }
+    for (name, document) in Overrides::look(path).settings() {
+        let environment = config.environments.iter_mut().find(|one| one.name == name);
+        // What this version does not understand does not hold in the relay either.
+        if let (Some(environment), Ok((settings, _))) = (environment, config::export(&document.to_string())) {
+            environment.export = settings;
+            changed.insert(name.to_owned());
+        }
+    }
+    changed
+}
+
 /// A recorded request: a line of `tests/traffic`, of which only this is needed.
 #[derive(Deserialize)]
 struct Recorded {
@@ -121,11 +144,13 @@ struct Explainer<'a> {
     /// By the index of the environment.
     flags: Vec<coverage::Environment>,
     destinations: HashMap<String, Arc<dyn Destination>>,
+    /// Environments with settings that were made at run time.
+    at_run_time: HashSet<String>,
     arguments: &'a Arguments,
 }
 
 impl<'a> Explainer<'a> {
-    async fn new(config: Config, arguments: &'a Arguments) -> anyhow::Result<Self> {
+    async fn new(mut config: Config, arguments: &'a Arguments) -> anyhow::Result<Self> {
         if let Some(name) = &arguments.destination {
             let known = config.destinations.iter().any(|destination| destination.name == *name);
             anyhow::ensure!(known, "there is no destination {name}");
@@ -138,6 +163,7 @@ impl<'a> Explainer<'a> {
         if let (Some(_), Engine::Sled { path }) = (&config.launchdarkly, &config.queue.engine) {
             shelf.put(catalogue::stored::look(path));
         }
+        let at_run_time = at_run_time(&mut config);
         let mut destinations = HashMap::new();
         for destination in &config.destinations {
             destinations.insert(destination.name.clone(), destination.settings.open().await);
@@ -158,6 +184,7 @@ impl<'a> Explainer<'a> {
                 })
                 .collect(),
             destinations,
+            at_run_time,
             arguments,
             config,
         })
@@ -304,7 +331,7 @@ impl<'a> Explainer<'a> {
             if let Some(told) = known.as_ref().and_then(|known| told(event, known)) {
                 let _ = writeln!(out, "  LaunchDarkly: {told}");
             }
-            let judgement = judge.event(event);
+            let judgement = judge.event(event).to(&environment.destinations);
             let (verb, label, setting, what) = match judgement {
                 Judgement::Keep { by, ratio: 0 | 1 } => ("exports it", String::new(), by.setting(), by.what()),
                 Judgement::Keep { by, ratio } => (
@@ -322,6 +349,8 @@ impl<'a> Explainer<'a> {
             };
             let by = if setting.is_empty() {
                 String::new()
+            } else if self.at_run_time.contains(&environment.name) {
+                format!(" [{setting}, set at run time]")
             } else {
                 format!(" [{setting}]")
             };

@@ -123,7 +123,12 @@ async fn serve(arguments: Arguments, templates: Arc<Templates>) -> anyhow::Resul
     let telemetry_listener = bind(arguments.telemetry, "--telemetry").await?;
     let (webhook, telemetry) = (listener.local_addr()?, telemetry_listener.local_addr()?);
     let routes = telemetry::health_routes(Arc::clone(&metrics), Arc::clone(&ready));
-    tasks.spawn(admin::serve(telemetry_listener, routes, stop.clone()));
+    tasks.spawn(admin::serve(
+        telemetry_listener,
+        routes,
+        Some(admin::LIFE),
+        stop.clone(),
+    ));
     tasks.spawn(Arc::clone(&templates).watch(arguments.interval, stop.clone()));
 
     let tls = if let (Some(certificate), Some(key)) = (&arguments.certificate, &arguments.key) {

@@ -12,6 +12,16 @@ use crate::section::{self, Leaf as _};
 /// Reads export settings by themselves, as they stand under `export:`; JSON is YAML too. Variables are not known here.
 /// Returns the settings and their warnings, or every problem.
 pub fn export(text: &str) -> Result<(Settings, Problems), Problems> {
+    // As a section of a file nothing means the defaults; sent by itself it is a slip that would export everything.
+    let says_something =
+        |line: &&str| !line.trim_start().starts_with('#') && !matches!(line.trim(), "" | "---" | "...");
+    let said: Vec<&str> = text.lines().filter(says_something).map(str::trim).collect();
+    if matches!(said[..], [] | ["null" | "Null" | "NULL" | "~"]) {
+        return Err(Problems::one(
+            Place::default(),
+            "is empty: send `{}` if the defaults are meant",
+        ));
+    }
     let reading = section::read(text, &|_| None, selection::read);
     match reading.value {
         Some(settings) if !reading.problems.has_errors() => Ok((settings, reading.problems)),

@@ -15,7 +15,7 @@ mod report;
 mod summary;
 mod tally;
 
-pub use report::document;
+pub use report::{Pieces, document};
 pub use tally::Tally;
 
 use file::Sightings;
@@ -57,6 +57,7 @@ struct Table {
     grown: bool,
 }
 
+#[derive(Clone)]
 struct Flag {
     first_seen_ms: u64,
     /// 0 if not since the start.

@@ -10,54 +10,98 @@
 //!
 //! Counts are since the start, but for `first_seen`. `evaluations` are those that summaries count, exported or not;
 //! `received` and what follows are `feature` events. `reason` is a label of `flagtap_events_filtered_total`, or
-//! `detailed_events_off` or `sdk_too_old`. `launchdarkly` is there if its API tells of the flag.
+//! `detailed_events_off`, `detailed_events_not_seen`, `detailed_events_for_some` or `sdk_too_old`. `launchdarkly` is there if its API tells of the flag.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Environment, Flag, Sender, Table};
-use crate::catalogue;
+use super::{Environment, Flag, Sender};
+use crate::catalogue::{self, Known};
 use crate::export::selection::Reason;
 
-/// Returns the coverage of environments, those with this name if one is given. `since_ms`: when counting began.
+/// A document in pieces.
+pub type Pieces = Box<dyn Iterator<Item = String> + Send>;
+
+/// Flags that are shown at a time: a fraction of a millisecond, some ten kilobytes.
+const AT_ONCE: usize = 64;
+
+/// Returns the coverage of environments, those with this name if one is given, piece by piece: the whole document of a full
+/// table has tens of megabytes. `since_ms`: when counting began. What is shown is how it stood at this call.
 pub fn document<'a>(
     environments: impl IntoIterator<Item = &'a Environment>,
     only: Option<&str>,
     since_ms: u64,
-) -> Value {
-    let shown = environments
+) -> Pieces {
+    let asked = environments
         .into_iter()
         .filter(|environment| only.is_none_or(|name| name == environment.name()));
-    let shown: Vec<Value> = shown.map(one).collect();
-    json!({ "since": time(since_ms), "environments": shown })
-}
-
-fn one(environment: &Environment) -> Value {
-    let known = environment.known();
-    let table = environment.lock();
-    let mut flags: Vec<(&str, &Flag)> = table
-        .flags
-        .iter()
-        .filter(|(_, flag)| flag.last_seen_ms > 0)
-        .map(|(key, flag)| (&**key, flag))
-        .collect();
-    flags.sort_unstable_by_key(|(key, _)| *key);
-    let flags: Vec<Value> = flags
+    let asked: Vec<Snapshot> = asked.map(Snapshot::of).collect();
+    let head = format!("{{\"since\":{},\"environments\":[\n", time(since_ms));
+    let parts = asked
         .into_iter()
-        .map(|(key, flag)| describe(key, flag, &table, known.as_deref()))
-        .collect();
-    json!({
-        "name": environment.name(),
-        "flags_followed": table.flags.len(),
-        "flags_beyond": table.untracked,
-        "flags": flags,
-    })
+        .enumerate()
+        .flat_map(|(number, environment)| environment.pieces(number > 0));
+    let pieces = std::iter::once(head).chain(parts);
+    Box::new(pieces.chain(std::iter::once("]}\n".to_owned())))
 }
 
-fn describe(key: &str, flag: &Flag, table: &Table, known: Option<&catalogue::Environment>) -> Value {
+/// What is known of an environment at one moment.
+struct Snapshot {
+    name: String,
+    followed: usize,
+    beyond: u64,
+    /// Those seen since the start, by key.
+    flags: Vec<(Box<str>, Flag)>,
+    sdks: Vec<Sender>,
+    known: Option<Known>,
+}
+
+impl Snapshot {
+    /// Copies what there is: batches wait for the table meanwhile, and text takes far longer than numbers.
+    fn of(environment: &Environment) -> Self {
+        let known = environment.known();
+        let table = environment.lock();
+        let seen = table.flags.iter().filter(|(_, flag)| flag.last_seen_ms > 0);
+        let mut flags: Vec<(Box<str>, Flag)> = seen.map(|(key, flag)| (key.clone(), flag.clone())).collect();
+        let (followed, beyond, sdks) = (table.flags.len(), table.untracked, table.sdks.clone());
+        drop(table);
+        flags.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        Self {
+            name: environment.name().to_owned(),
+            followed,
+            beyond,
+            flags,
+            sdks,
+            known,
+        }
+    }
+
+    fn pieces(self, is_further: bool) -> impl Iterator<Item = String> + Send {
+        let head = format!(
+            "{}{{\"name\":{},\"flags_followed\":{},\"flags_beyond\":{},\"flags\":[\n",
+            if is_further { "," } else { "" },
+            json!(self.name),
+            self.followed,
+            self.beyond
+        );
+        let pieces = (0..self.flags.len()).step_by(AT_ONCE).map(move |from| {
+            let mut text = String::new();
+            for (at, (key, flag)) in self.flags.iter().enumerate().skip(from).take(AT_ONCE) {
+                text.push_str(if at > 0 { "," } else { "" });
+                text.push_str(&describe(key, flag, &self.sdks, self.known.as_deref()).to_string());
+                text.push('\n');
+            }
+            text
+        });
+        std::iter::once(head)
+            .chain(pieces)
+            .chain(std::iter::once("]}\n".to_owned()))
+    }
+}
+
+fn describe(key: &str, flag: &Flag, sdks: &[Sender], known: Option<&catalogue::Environment>) -> Value {
     let counts = &flag.counts;
-    let senders: Vec<&Sender> = table
-        .sdks
+    let senders: Vec<&Sender> = sdks
         .iter()
         .enumerate()
         .filter(|(index, _)| flag.sdks & (1 << index) != 0)
@@ -102,7 +146,18 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         .into_iter()
         .map(|(reason, events)| held_by(key, reason, events, known))
         .collect();
-    if counts.received == 0 && counts.evaluations > 0 {
+    let tracked = known
+        .and_then(|known| known.flags.get(key))
+        .is_some_and(|flag| flag.tracked);
+    if counts.received == 0 && counts.evaluations > 0 && tracked {
+        why.push(Value::Object(reason(
+            "detailed_events_not_seen",
+            counts.evaluations,
+            "",
+            "detailed events are on in LaunchDarkly, and no SDK has sent one since flagtap started",
+            "wait until the SDKs have the flag's new version; look at `sdks` for ones that are too old",
+        )));
+    } else if counts.received == 0 && counts.evaluations > 0 {
         let mut shown = reason(
             "detailed_events_off",
             counts.evaluations,
@@ -121,6 +176,18 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
                 "update the SDK (docs/sdks.md has the versions), or turn on detailed events of the whole flag",
             )));
         }
+    }
+    // A few are always counted in one batch and sent in another, or lost to an SDK's own bounds.
+    let expected = counts.evaluations / 10 * 9;
+    if counts.received > 0 && counts.received < expected {
+        why.push(Value::Object(reason(
+            "detailed_events_for_some",
+            counts.evaluations - counts.received,
+            "",
+            "SDKs send an event for some of the flag's evaluations and only count the others: detailed events are on for \
+             some of its targeting rules or in some SDKs, are sampled, or were turned on or off meanwhile",
+            "turn on detailed events of the whole flag in LaunchDarkly, if all are wanted",
+        )));
     }
     why
 }
@@ -157,7 +224,7 @@ fn switch_on(key: &str, known: Option<&catalogue::Environment>) -> Vec<(String, 
     let project = known.map_or("$PROJECT_KEY", |known| &known.project_key);
     let environment = known.map_or("'\"$ENVIRONMENT_KEY\"'", |known| &known.key);
     let rest = format!(
-        "curl -X PATCH \"https://app.launchdarkly.com/api/v2/flags/{project}/{key}\" \
+        "curl -X PATCH \"${{LD_BASE_URL:-https://app.launchdarkly.com}}/api/v2/flags/{project}/{key}\" \
          -H \"Authorization: $LD_API_TOKEN\" -H \"Content-Type: application/json\" \
          -d '[{{\"op\":\"replace\",\"path\":\"/environments/{environment}/trackEvents\",\"value\":true}}]'"
     );

@@ -8,6 +8,13 @@ use crate::export::made::event;
 use crate::export::selection::{Grounds, Judgement, Reason};
 
 const NOW: u64 = 1_700_000_000_000;
+
+/// The document as it is read.
+fn document<'a>(environments: impl IntoIterator<Item = &'a Environment>, only: Option<&str>, since_ms: u64) -> Value {
+    let text: String = super::document(environments, only, since_ms).collect();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
 /// Versions before 5 are too old.
 fn sender(sdk: &str) -> Sender {
     Sender {
@@ -94,7 +101,7 @@ fn counts_what_becomes_of_each_flag() {
     assert_eq!(a["sdks"], serde_json::json!(["GoClient/4.10.0", "PythonClient/9.0.0"]));
     assert_eq!(a["first_seen"], "2023-11-14T22:13:20Z");
     assert_eq!(a["last_seen"], "2023-11-14T22:13:25Z");
-    assert_eq!(reasons(&a), [("sampled", 1)]);
+    assert_eq!(reasons(&a), [("sampled", 1), ("detailed_events_for_some", 36)]);
     let b = shown(&environment, "b");
     assert_eq!(reasons(&b), [("flag_held", 2)]);
     assert_eq!(b["not_exported"][0]["setting"], "export.flags.named");
@@ -176,4 +183,22 @@ fn one_environment_can_be_asked_for() {
     let document = document(&environments, Some("b"), NOW);
     assert_eq!(document["environments"].as_array().unwrap().len(), 1);
     assert_eq!(document["environments"][0]["name"], "b");
+}
+
+#[test]
+fn a_full_document_comes_in_pieces_and_is_whole() {
+    let environment = Environment::new("production", Sightings::new());
+    let flags: Vec<String> = (0..300).map(|n| format!("flag-{n:03}")).collect();
+    let seen: Vec<(Event, Judgement)> = flags.iter().map(|flag| (evaluation(flag), KEPT)).collect();
+    environment.add(tally(&seen), sender("GoClient/7.0.0"), NOW, true);
+    let pieces: Vec<String> = super::document([&environment], None, NOW).collect();
+    assert!(pieces.len() >= 300 / 64 && pieces.iter().all(|piece| piece.len() < 64 * 1024));
+    let document = document([&environment, &environment], None, NOW);
+    for one in document["environments"].as_array().unwrap() {
+        let shown = one["flags"].as_array().unwrap().iter();
+        assert!(
+            shown.map(|flag| flag["flag"].as_str().unwrap()).eq(flags.iter()),
+            "in order, each once"
+        );
+    }
 }

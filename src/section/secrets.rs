@@ -1,8 +1,8 @@
 //! How a section reads secrets: inline, best as `${NAME}`, or from the file that `<key>_file` names.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use super::tree::{Node, Value};
 use super::{Section, describe, schema};
@@ -154,7 +154,7 @@ impl Section<'_> {
         let path: PathBuf = self.leaf(&entry.node, place.clone())?;
         self.context.files.borrow_mut().push(path.clone());
         let mut text = String::new();
-        let outcome = File::open(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
+        let outcome = plain_file(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text));
         match outcome {
             Ok(length) if length as u64 <= MAX_SECRET_BYTES => Some((text, place)),
             Ok(_) => {
@@ -167,4 +167,12 @@ impl Section<'_> {
             }
         }
     }
+}
+
+/// Opens a file. A pipe is refused: reading it again, as a reload does, would wait for somebody to write.
+fn plain_file(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    File::open(path)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use serde_json::{Value, json};
@@ -215,6 +216,7 @@ fn a_broken_file_is_refused_as_a_whole() {
     let mut relay = Relay::start(&setup);
     relay.tolerate("is not a known key");
     relay.tolerate("the new configuration is refused");
+    relay.tolerate("is no regular file");
     let whole = setup.config.clone();
     setup.config["environments"][0]["export"] = json!({ "custom_events": { "exclude": ["*"] } });
     setup.config["destinations"][0]["file"]["gzipp"] = json!(true);
@@ -237,6 +239,16 @@ fn a_broken_file_is_refused_as_a_whole() {
     assert_eq!(relay.post("one", &json!([marked("one")])).status, 202);
     relay.settle();
     assert_eq!(markers(&setup.exported()), ["one"]);
+
+    // A pipe, to which nobody writes.
+    let path = folder(&setup, "config.yaml");
+    fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    eventually("the pipe to be refused", || {
+        let refused = status(&relay)["configuration"]["refused"].to_string();
+        refused.contains("is no regular file").then_some(())
+    });
+    fs::remove_file(&path).unwrap();
 
     setup.config = whole;
     setup.config["listen"] = json!("127.0.0.1:1");

@@ -361,7 +361,7 @@ fn coverage_says_why_a_flag_is_not_exported() {
         words.remove(4);
         words.join(" ")
     };
-    assert_eq!(row("exported"), "exported 12 1 1");
+    assert_eq!(row("exported"), "exported 12 1 1 detailed_events_for_some (11)");
     assert_eq!(row("held"), "held 4 1 0 flag_held (1)");
     assert_eq!(
         row("counted"),

@@ -5,6 +5,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::support::command;
 use crate::support::export::markers;
 use crate::support::raw::Response;
 use crate::support::relay::marked;
@@ -233,6 +234,9 @@ fn what_is_wrong_or_forbidden_changes_nothing() {
         (415, &[any, ("Content-Type", "text/plain")], "{}"),
         (403, &[any, json, ("Origin", "http://localhost")], "{}"),
         (422, &[any, json], "[]"),
+        (422, &[any, json], ""),
+        (422, &[any, json], "null"),
+        (422, &[any, yaml], "---\n# nothing\n"),
         (422, &[any, json], "{\"kinds\": ${HOME}}"),
         (422, &[any, yaml], &format!("flags: {{ named: {{ {many} }} }}")),
         (422, &[any, yaml], &laughs),
@@ -301,6 +305,15 @@ fn damaged_settings_are_put_aside() {
     };
     relay.post("two", &json!([evaluation("flag-7"), evaluation("other")]));
     relay.settle();
+    let mut explain = command::binary();
+    explain
+        .args(["explain", "--config"])
+        .arg(setup.queue().with_file_name("config.yaml"));
+    let said = command::run(&mut explain, json!([evaluation("flag-7")]).to_string().as_bytes());
+    assert!(
+        said.out.contains("(flag_held)") && said.out.contains("set at run time"),
+        "{said:?}"
+    );
     assert_eq!(markers(&setup.exported()), ["one", "other"], "flag-7 is held again");
     assert_eq!(put(&relay, "*", &without("x*")).status, 200);
     assert!(path.exists());

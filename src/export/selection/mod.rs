@@ -125,6 +125,15 @@ pub enum Judgement {
 }
 
 impl Judgement {
+    /// Returns the judgement for an environment that exports to these destinations.
+    #[must_use]
+    pub fn to(self, destinations: &[String]) -> Self {
+        match self {
+            Self::Keep { .. } if destinations.is_empty() => Self::Drop(Reason::NoDestination),
+            judgement => judgement,
+        }
+    }
+
     /// Returns what is to be kept of an event that is exported: its bytes, with `samplingRatio` set if it is one of a
     /// sample. `None` if the event is left out.
     pub fn json(self, event: &Event) -> Option<Bytes> {

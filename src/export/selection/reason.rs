@@ -38,6 +38,9 @@ reasons! {
     KindNotExportable = "kind_not_exportable", "":
         "no export schema has this kind of event";
         "nothing: LaunchDarkly does not export it either".
+    NoDestination = "no_destination", "destinations":
+        "the environment has no destination";
+        "add the name of a destination to the environment's destinations".
     KindNotSelected = "kind_not_selected", "export.kinds":
         "the environment exports other kinds of event";
         "add the kind to export.kinds".

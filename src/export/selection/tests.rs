@@ -336,6 +336,13 @@ fn a_sample_holds_a_context_for_good_and_says_so_in_the_event() {
 }
 
 #[test]
+fn without_a_destination_nothing_is_exported() {
+    let kept = judged(&Settings::default(), &evaluation("a", "null"));
+    assert_eq!(kept.to(&["archive".to_owned()]), kept);
+    assert_eq!(kept.to(&[]), Judgement::Drop(Reason::NoDestination));
+}
+
+#[test]
 fn every_reason_has_a_label_of_its_own_and_a_remedy() {
     let labels: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     assert_eq!(labels.len(), Reason::ALL.len());

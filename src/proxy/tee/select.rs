@@ -29,7 +29,7 @@ pub(super) fn select(environment: &TeeEnvironment, batch: &Batch, received_ms: u
         tally: Tally::default(),
     };
     for event in &batch.events {
-        let judgement = judge.event(event);
+        let judgement = judge.event(event).to(&environment.destinations);
         selected.tally.note(event, judgement);
         match (judgement, judgement.json(event)) {
             (Judgement::Drop(reason), _) => count(&mut selected.filtered, reason),
