@@ -25,10 +25,10 @@ pub(super) fn read(token_file: Option<&Path>, base_url: &str, asked: &[String]) 
         "--base-url must be https: the token would cross the network in plain text"
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(account(
-        Rest::new(base_url.trim_end_matches('/').to_owned(), token),
-        asked,
-    ))
+    let base_url = base_url.trim_end_matches('/');
+    let mut account = runtime.block_on(account(Rest::new(base_url.to_owned(), token), asked))?;
+    account.instance = (base_url != super::BASE_URL).then(|| base_url.to_owned());
+    Ok(account)
 }
 
 fn token(file: Option<&Path>) -> anyhow::Result<Secret> {
@@ -85,6 +85,7 @@ async fn account(rest: Rest, asked: &[String]) -> anyhow::Result<Account> {
     });
     Ok(Account {
         source: "LaunchDarkly's REST API".to_owned(),
+        instance: None,
         environments,
         destinations: destinations.collect(),
         flags_may_be_missing: false,

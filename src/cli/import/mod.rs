@@ -48,6 +48,8 @@ pub(super) enum Command {
 struct Account {
     /// What it was read from, for people.
     source: String,
+    /// The API's scheme and host, if not LaunchDarkly's own.
+    instance: Option<String>,
     environments: Vec<Environment>,
     destinations: Vec<Destination>,
     /// Flags that are not among those of an environment may be exported too.

@@ -76,6 +76,28 @@ fn whole(account: &Account, follow: bool) -> (String, Writer<'_>) {
     (text, writer)
 }
 
+/// LaunchDarkly's other instances: the API's address, and the events service.
+const INSTANCES: [(&str, &str); 2] = [
+    ("https://app.eu.launchdarkly.com", "https://events.eu.launchdarkly.com"),
+    ("https://app.launchdarkly.us", "https://events.launchdarkly.us"),
+];
+
+/// Returns what an account of another instance needs: its upstream, and a line for its API.
+fn instance(base_url: &str) -> (String, String) {
+    match INSTANCES.iter().find(|(api, _)| *api == base_url) {
+        Some((api, events)) => (
+            format!("# The events service of this account's instance.\nupstream:\n  url: {events}\n\n"),
+            format!("#  base_url: {api}\n"),
+        ),
+        None => (
+            "# The API was read elsewhere than at LaunchDarkly's own address. If that is another instance, set its events\n\
+             # service here, or its SDKs' events go to the wrong one:\n#upstream:\n#  url: https://events.example.com\n\n"
+                .to_owned(),
+            "#  base_url: https://app.example.com    # the same for the API\n".to_owned(),
+        ),
+    }
+}
+
 impl Writer<'_> {
     fn text(&mut self) -> String {
         let mut names = Names::default();
@@ -99,10 +121,11 @@ impl Writer<'_> {
             let fed: Vec<String> = own.filter_map(|one| self.destination(one, &mut destinations)).collect();
             self.environment(environment, &name, &fed, &mut environments);
         }
+        let (upstream, base_url) = self.account.instance.as_deref().map(instance).unwrap_or_default();
         let mut text = format!(
-            "# Written by `flagtap import` from {}. What it needs from you is listed at the end.\n\n\
+            "# Written by `flagtap import` from {}. What it needs from you is listed at the end.\n\n{upstream}\
              # Names of variations and dates of creation, from LaunchDarkly's API:\n\
-             #launchdarkly:\n#  api_token: \"${{LD_API_TOKEN}}\"\n\nenvironments:\n{environments}",
+             #launchdarkly:\n#  api_token: \"${{LD_API_TOKEN}}\"\n{base_url}\nenvironments:\n{environments}",
             self.account.source
         );
         match destinations.lines().any(|line| !line.trim_start().starts_with('#')) {
@@ -274,5 +297,33 @@ impl Writer<'_> {
             place: place.to_owned(),
         });
         quoted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_of_another_instance_goes_to_its_own_events_service() {
+        for (api, events) in INSTANCES {
+            let account = Account {
+                instance: Some(api.to_owned()),
+                environments: vec![Environment {
+                    project: "shop".to_owned(),
+                    key: "production".to_owned(),
+                    ..Environment::default()
+                }],
+                ..Account::default()
+            };
+            let written = write(&account).unwrap();
+            let upstream = format!("\nupstream:\n  url: {events}\n");
+            assert!(written.text.contains(&upstream), "{}", written.text);
+            assert!(
+                written.text.contains(&format!("#  base_url: {api}\n")),
+                "{}",
+                written.text
+            );
+        }
     }
 }
