@@ -53,6 +53,8 @@ struct Table {
     sdks: Vec<Sender>,
     /// Flags that came after the table was full, or have no usable key, once per batch.
     untracked: u64,
+    /// The log says that it is full.
+    told: bool,
     /// A flag was seen for the first time since the table was last written.
     grown: bool,
 }
@@ -136,6 +138,14 @@ impl Environment {
                 table.grown = true;
             } else {
                 table.untracked += 1;
+                if !std::mem::replace(&mut table.told, true) {
+                    tracing::warn!(
+                        environment = self.name,
+                        followed = MAX_FLAGS,
+                        "there are more flags than coverage follows, further ones are only counted; with \
+                         `flags: {{ default: new }}` they are as new as their events"
+                    );
+                }
             }
         }
     }
