@@ -99,6 +99,26 @@ class Values(unittest.TestCase):
             with self.subTest(settings):
                 self.assertIn(said, refused(*settings))
 
+    def test_a_native_sidecar_is_refused_where_kubernetes_does_not_know_it(self):
+        def rendered(chart, values, kubernetes):
+            given = ("--values", chart / f"ci/{values}-values.yaml", "--kube-version", kubernetes)
+            return support.helm("4", "template", chart, *given, check=False)
+
+        for old in ("1.28.0", "1.28.15-gke.100"):
+            for chart, values in ((EXAMPLE, "native"), (CHART, "injector")):
+                with self.subTest(values, kubernetes=old):
+                    self.assertIn("Set sidecar.native to false", rendered(chart, values, old).stderr)
+        # Ordinary sidecars, and a gateway, which has none; and the first release that knows them.
+        for chart, values, kubernetes in [(EXAMPLE, "fallback", "1.28.0"), (CHART, "injector-cert-manager", "1.28.0"),
+                                          (CHART, "statefulset", "1.28.0"), (EXAMPLE, "native", "1.29.0"),
+                                          (EXAMPLE, "native", "1.29.0-eks-1")]:
+            with self.subTest(values, kubernetes=kubernetes):
+                self.assertEqual(rendered(chart, values, kubernetes).stderr, "")
+
+    def test_an_injector_alone_has_no_secrets_of_its_own(self):
+        taken = 'existingSecret=""', 'secrets={"LD_SDK_KEY":"x"}'
+        self.assertIn("name it with existingSecret", refused(*taken, values="injector"))
+
 
 class Secrets(unittest.TestCase):
     def test_a_written_secret_is_refused_wherever_the_configuration_takes_one(self):

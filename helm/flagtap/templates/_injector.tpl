@@ -5,6 +5,9 @@
 
 {{/* The injector's template, docs/injector.md: the sidecar as other charts get it, but for where its files come from. */}}
 {{- define "flagtap.injector.template" -}}
+{{- if and .Values.secrets (eq .Values.mode "none") }}
+{{- fail "secrets makes no Secret where the injector stands alone (mode none): injected pods are in other namespaces. Make the Secret in each of those, and name it with existingSecret" }}
+{{- end }}
 {{- $container := fromYaml (include "flagtap.sidecar.spec" .) }}
 {{- with $container.envFrom }}
 {{- /* The Secret of the pod's own namespace, if it has one. */}}

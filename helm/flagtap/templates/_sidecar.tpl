@@ -19,6 +19,9 @@ Secret if there are `secrets`, and is included once, in a file of its own.
 {{- end }}
 
 {{- define "flagtap.sidecar.spec" -}}
+{{- if and .Values.sidecar.native (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "sidecar.native needs Kubernetes 1.29; %s drops restartPolicy and waits for the sidecar to end before it starts the application. Set sidecar.native to false" .Capabilities.KubeVersion.Version) }}
+{{- end }}
 name: flagtap
 {{ include "flagtap.container" . }}
 {{- if .Values.sidecar.native }}
