@@ -5,7 +5,7 @@ import unittest
 import yaml
 
 import support
-from support import CHART, HELM, flagtap_containers, pods
+from support import CHART, EXAMPLE, HELM, flagtap_containers, pods
 
 
 def setUpModule():
@@ -121,6 +121,26 @@ class Life(unittest.TestCase):
         listens = {yaml.safe_load(text)["listen"] for case, text in support.configurations()
                    if case.startswith("application") or case in ("injector", "injector-self-signed")}
         self.assertEqual(listens, {"127.0.0.1:8030"})
+
+    def test_applications_are_sent_to_where_the_sidecar_listens(self):
+        tls = '"tls":{"certificate":"/etc/a.crt","key":"/etc/a.key"}'
+        for listen, address, url in [
+            ("null", "127.0.0.1:8030", "http://127.0.0.1:8030"),
+            ('"[::]:8030"', "[::]:8030", "http://[::1]:8030"),
+            ('{"address":"0.0.0.0:8030"}', "0.0.0.0:8030", "http://127.0.0.1:8030"),
+            ("{%s}" % tls, "127.0.0.1:8030", "https://127.0.0.1:8030"),
+            ('{"address":"[::1]:8030",%s}' % tls, "[::1]:8030", "https://[::1]:8030"),
+        ]:
+            values = ("--values", CHART / "ci/injector-values.yaml", "--set-json", f"config.listen={listen}")
+            template = support.helm("4", "template", CHART, *values, "--show-only", "templates/injector.yaml")
+            sidecar = next(yaml.safe_load(each["data"]["sidecar.yaml"]) for each in support.read_all(template) if "data" in each)
+            found = yaml.safe_load(sidecar["annotations"]["flagtap.dev/config"])["listen"]
+            values = ("--set-json", f"flagtap.config.listen={listen}", "--show-only", "templates/deployment.yaml")
+            pod = support.read_all(support.helm("4", "template", EXAMPLE, *values))[0]["spec"]["template"]["spec"]
+            with self.subTest(listen):
+                self.assertEqual(found["address"] if "tls" in listen else found, address)
+                self.assertEqual(sidecar["url"], url)
+                self.assertEqual(pod["containers"][0]["env"][0], {"name": "LD_EVENTS_URI", "value": url})
 
     def test_a_changed_configuration_restarts_or_does_not_as_chosen(self):
         def annotations(*settings):

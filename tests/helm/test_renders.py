@@ -109,6 +109,7 @@ class Renders(unittest.TestCase):
         self.assertIn("LOST when its pod is deleted", notes("deployment"))
         self.assertNotIn("LOST", notes("statefulset"))
         self.assertIn("http://flagtap.events.svc:8030", notes("statefulset"))
+        self.assertIn("https://flagtap.events.svc:8030", notes("deployment"))
         self.assertIn("leaves its volume", notes("everything"))
         self.assertIn("flagtap.dev/inject", notes("injector"))
 

@@ -15,6 +15,8 @@ from support import CHART, EXAMPLE, FLAGTAP, HELM, ROOT, refused
 
 CURRENT = "is not current: run `make chart`"
 
+TLS = 'config.listen={"tls":{"certificate":"/etc/a.crt","key":"/etc/a.key"}}'
+
 
 def setUpModule():
     support.need(*HELM.values(), FLAGTAP)
@@ -95,6 +97,9 @@ class Values(unittest.TestCase):
             (["serviceAccount.create=false"], "serviceAccount.name is needed"),
             (["ingress.enabled=true"], "ingress.hosts is empty"),
             (["httpRoute.enabled=true"], "httpRoute.parentRefs is empty"),
+            ([TLS, "ingress={\"enabled\":true,\"hosts\":[\"a.example\"]}"], "backend-protocol: HTTPS"),
+            ([TLS, "httpRoute={\"enabled\":true,\"parentRefs\":[{\"name\":\"a\"}]}"], "End TLS at the Gateway"),
+            (["injector.enabled=true", "config.listen=\"${IP}:8030\""], "write it out"),
         ]:
             with self.subTest(settings):
                 self.assertIn(said, refused(*settings))

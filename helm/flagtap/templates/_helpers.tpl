@@ -72,11 +72,30 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- $base := dict "telemetry" "0.0.0.0:8031" "shutdown" (dict "grace" (include "flagtap.grace" .root)) }}
 {{- $config := mergeOverwrite $base .base $given }}
-{{- $address := kindIs "map" $config.listen | ternary (dig "address" "0.0.0.0:8030" (kindIs "map" $config.listen | ternary $config.listen dict)) $config.listen }}
-{{- if not (hasSuffix ":8030" (toString $address)) }}
+{{- $listen := include "flagtap.listen" (dict "root" .root "default" .base.listen) | fromYaml }}
+{{- if $listen.tls }}
+{{- $_ := set $config "listen" $listen }}
+{{- else }}
+{{- $_ := set $config "listen" $listen.address }}
+{{- end }}
+{{- if not (hasSuffix ":8030" $listen.address) }}
 {{- fail "config.listen has another port than 8030, where Services and sidecars expect it; service.port is for the Service's own" }}
 {{- end }}
 {{- toYaml $config }}
+{{- end }}
+
+{{/* `config.listen` in its long form, with the address that the chart chooses ("default") where none is given. */}}
+{{- define "flagtap.listen" -}}
+{{- $given := (.root.Values.config).listen }}
+{{- if not (kindIs "map" $given) }}
+{{- $given = dict "address" $given }}
+{{- end }}
+{{- toYaml (set (deepCopy $given) "address" ($given.address | default .default)) }}
+{{- end }}
+
+{{/* What the relay speaks towards SDKs. */}}
+{{- define "flagtap.scheme" -}}
+{{- if (include "flagtap.listen" (dict "root" . "default" "") | fromYaml).tls }}https{{ else }}http{{ end }}
 {{- end }}
 
 {{- define "flagtap.gateway.config" -}}

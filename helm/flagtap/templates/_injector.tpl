@@ -13,7 +13,7 @@
 {{- /* The Secret of the pod's own namespace, if it has one. */}}
 {{- $_ := set (index . 0).secretRef "optional" true }}
 {{- end }}
-url: http://127.0.0.1:8030
+url: {{ include "flagtap.sidecar.url" . | quote }}
 container:
   {{- toYaml $container | nindent 2 }}
 volumes:

@@ -7,6 +7,8 @@ as .Subcharts.flagtap:
   spec:
     terminationGracePeriodSeconds: {{ include "flagtap.sidecar.gracePeriodSeconds" .Subcharts.flagtap }}
     initContainers: {{- include "flagtap.sidecar.container" .Subcharts.flagtap | nindent 8 }}
+    containers:
+      - env: [{ name: LD_EVENTS_URI, value: {{ include "flagtap.sidecar.url" .Subcharts.flagtap | quote }} }]
     volumes: {{- include "flagtap.sidecar.volumes" .Subcharts.flagtap | nindent 8 }}
 
 With `sidecar.native: false` the container goes below `containers`. "flagtap.sidecar.config" makes the ConfigMap, and the
@@ -89,9 +91,25 @@ volumeMounts:
 {{ include "flagtap.fullname" . }}-sidecar
 {{- end }}
 
-{{/* config.yaml of a sidecar: only its own pod reaches it. */}}
+{{/* Where a sidecar listens unless told otherwise: only its own pod reaches it. */}}
+{{- define "flagtap.sidecar.listen" -}}
+127.0.0.1:8030
+{{- end }}
+
+{{/* What the SDKs' events URI is set to, from within the pod. */}}
+{{- define "flagtap.sidecar.url" -}}
+{{- $listen := include "flagtap.listen" (dict "root" . "default" (include "flagtap.sidecar.listen" .)) | fromYaml }}
+{{- /* Every address includes the loopback's; a variable is known to the pod alone. */}}
+{{- $address := $listen.address | replace "0.0.0.0" "127.0.0.1" | replace "[::]" "[::1]" }}
+{{- if contains "${" $address }}
+{{- fail "config.listen is a variable, so the address that SDKs send to is not known; write it out" }}
+{{- end }}
+{{- printf "%s://%s" (include "flagtap.scheme" .) $address }}
+{{- end }}
+
+{{/* config.yaml of a sidecar. */}}
 {{- define "flagtap.sidecar.configuration" -}}
-{{- $base := dict "listen" "127.0.0.1:8030" "queue" (dict "max_bytes" "512MiB" "sled" (dict "path" "/data/queue")) }}
+{{- $base := dict "listen" (include "flagtap.sidecar.listen" .) "queue" (dict "max_bytes" "512MiB" "sled" (dict "path" "/data/queue")) }}
 {{- include "flagtap.config" (dict "root" . "base" $base) }}
 {{- end }}
 
