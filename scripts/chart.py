@@ -23,8 +23,13 @@ START, END = "<!-- values: made by `make chart` from values.yaml -->", "<!-- end
 OPEN = {"resources", "requests", "limits"}
 # What Kubernetes takes as a number or as text.
 NUMBER_OR_TEXT = {"cpu", "memory", "maxUnavailable"}
-# A secret of `config` names a variable, because a ConfigMap is no place for it.
-BY_NAME = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
+# A secret of `config` names a variable and has nothing written beside it, because a ConfigMap is no place for it; `$${` is
+# no variable. The schemes are for a webhook's `authorization`.
+VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
+BY_NAME = rf"^(?:(?:Bearer|Basic) )?{VARIABLE}$"
+# A URL has no user and password, for the same reason; all of it can be a variable.
+SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+URL = rf"^(?:{SCHEME}[^/?#@\s]+|{VARIABLE})(?:[/?#]\S*)?$"
 
 
 class Value:
@@ -143,7 +148,7 @@ class Chart:
 
 
 def by_name(schema):
-    """Demands of every secret in a schema that it names a variable."""
+    """Demands of every secret in a schema that it names a variable, and of every URL that it has no password."""
     if isinstance(schema, list):
         return [by_name(each) for each in schema]
     if not isinstance(schema, dict):
@@ -151,6 +156,8 @@ def by_name(schema):
     schema = {key: by_name(each) for key, each in schema.items()}
     if schema.pop("writeOnly", False):
         schema["pattern"] = BY_NAME
+    elif SCHEME in str(schema.get("pattern")):
+        schema["pattern"] = URL
     return schema
 
 

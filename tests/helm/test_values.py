@@ -135,6 +135,31 @@ class Secrets(unittest.TestCase):
             with self.subTest(form):
                 self.assertIn("does not match pattern", refused(form % "in-plain-text"))
 
+    def test_nothing_is_written_beside_a_variable(self):
+        form = 'config.destinations=[{"name":"a","webhook":{"url":"https://x","headers":{"authorization":"%s"}}}]'
+        for secret in ["written${A}", "${A}written", "$${A}", "Bearer written${A}", "Bearer written", "${A} ${B}", "${A}\\n"]:
+            with self.subTest(secret):
+                self.assertIn("does not match pattern", refused(form % secret))
+
+    def test_a_url_has_no_password(self):
+        for destination in ("kinesis", "google_pubsub", "azure_event_hubs", "segment", "mparticle"):
+            form = 'config.destinations=[{"name":"a","%s":{"endpoint":"https://u:p@x"}}]' % destination
+            with self.subTest(destination):
+                self.assertIn("does not match pattern", refused(form))
+        for key in ('upstream={"url":"%s"}', 'launchdarkly={"base_url":"%s"}',
+                    'destinations=[{"name":"a","webhook":{"url":"%s"}}]'):
+            for url in ("https://user:written@x", "https://user@x/", "https://u:${A}@x", "${A}@x", "$${A}"):
+                with self.subTest(key, url=url):
+                    self.assertIn("does not match pattern", refused(f"config.{key % url}"))
+
+    def test_what_names_variables_alone_is_taken(self):
+        form = 'config.destinations=[{"name":"lake","webhook":{"url":"%s","headers":{"authorization":"%s"}}}]'
+        values = ("--values", CHART / "ci/statefulset-values.yaml")
+        for url, secret in [("https://x:8443/a@b?c=${D}", "Bearer ${A}"), ("${URL}", "Basic ${A}"), ("${URL}/v1", "${A}"),
+                            ("https://${HOST}", "${A}"), ("https://[::1]:80/", "${A}")]:
+            with self.subTest(url):
+                support.helm("4", "template", CHART, *values, "--set-json", form % (url, secret))
+
     def test_no_secret_is_rendered_but_into_a_secret(self):
         secrets = {"sdk-from-values", "from-values"}
         for case, chart, values in support.cases():
