@@ -81,6 +81,17 @@ class Restricted(unittest.TestCase):
                     given = {volume["name"] for volume in spec.get("volumes", [])} | {"flagtap-data"}
                     self.assertEqual({mount["name"] for mount in container["volumeMounts"]} - given, set())
 
+    def test_flagtap_can_write_to_a_claim(self):
+        claims = 0
+        for case, name, spec, _ in pods():
+            data = [each for each in spec.get("volumes", []) if each["name"] == "flagtap-data"]
+            # A StatefulSet's claims stand beside its pod. An injected pod's security context is the application's.
+            if name != "injected" and flagtap_containers(spec) and not any("emptyDir" in each for each in data):
+                with self.subTest(case, pod=name):
+                    self.assertGreater(spec["securityContext"]["fsGroup"], 0)
+                    claims += 1
+        self.assertGreater(claims, 4)
+
 
 class Life(unittest.TestCase):
     def seconds(self, text):
