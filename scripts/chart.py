@@ -23,6 +23,14 @@ START, END = "<!-- values: made by `make chart` from values.yaml -->", "<!-- end
 OPEN = {"resources", "requests", "limits"}
 # What Kubernetes takes as a number or as text.
 NUMBER_OR_TEXT = {"cpu", "memory", "maxUnavailable"}
+# What the default of a value does not tell of its type.
+FORMS = {
+    # Others would be left out without a word, because the chart puts its own expression beside them.
+    "injector.objectSelector": {
+        "properties": {"matchLabels": {"type": "object"}, "matchExpressions": {"type": "array"}},
+        "additionalProperties": False,
+    },
+}
 # A secret of `config` names a variable and has nothing written beside it, because a ConfigMap is no place for it; `$${` is
 # no variable. The schemes are for a webhook's `authorization`.
 VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
@@ -116,6 +124,7 @@ class Chart:
         schema["properties"]["config"] = by_name(configuration)
         # What Helm and parent charts add.
         schema["properties"]["global"] = {"type": "object"}
+        schema["properties"]["enabled"] = {"type": "boolean", "description": "For the `condition` of a parent chart's dependency"}
         return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
     def _object(self, values):
@@ -140,6 +149,7 @@ class Chart:
             schema = {"type": {str: "string", list: "array", dict: "object"}[type(value.default)]}
         if value.path == "secrets":
             schema |= {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}, "additionalProperties": {"type": "string"}}
+        schema |= FORMS.get(value.path, {})
         if value.choices:
             schema["enum"] = value.choices
         if value.comment:

@@ -1,11 +1,14 @@
 """The injector: the binary takes the arguments and the template that the chart gives it."""
 import pathlib
+import re
 import subprocess
 import tempfile
 import unittest
 
+import yaml
+
 import support
-from support import CHART, FLAGTAP, HELM
+from support import CHART, FLAGTAP, HELM, ROOT
 
 
 def setUpModule():
@@ -44,6 +47,48 @@ class Injector(unittest.TestCase):
         code, log = self.start(support.objects(CHART, CHART / "ci/injector-values.yaml"), "url: http://127.0.0.1:8030\n")
         self.assertEqual(code, 64, log)
         self.assertIn("container", log)
+
+    def webhook(self, case, *given):
+        text = support.helm("4", "template", CHART, "--values", CHART / f"ci/{case}-values.yaml", *given)
+        return next(each for each in support.read_all(text) if each["kind"] == "MutatingWebhookConfiguration")["webhooks"][0]
+
+    def test_only_pods_that_mention_it_are_looked_at(self):
+        conditions = self.webhook("injector", "--kube-version", "1.30.0")["matchConditions"]
+        # The few words of CEL that the condition has, in Python.
+        words = {"&&": "and", "||": "or"}
+        text = re.sub(r"has\(object\.metadata\.(\w+)\)", r"('\1' in metadata)", conditions[0]["expression"])
+        text = re.sub(r"object\.metadata\.(\w+)", r"metadata['\1']", text)
+        python = " ".join(words.get(word, word) for word in text.split())
+        inject = {"flagtap.dev/inject": "true"}
+        for metadata, called in [({}, False), ({"labels": {"a": "b"}, "annotations": {"c": "d"}}, False), ({"labels": inject}, True),
+                                 ({"annotations": inject}, True), ({"labels": {"a": "b"}, "annotations": inject}, True)]:
+            with self.subTest(metadata):
+                self.assertEqual(eval(python, {"metadata": metadata}), called)
+        # They are no part of the last release in which they were not for everybody.
+        self.assertNotIn("matchConditions", self.webhook("injector", "--kube-version", "1.29.9"))
+
+    def test_the_selector_of_pods_leaves_the_injectors_own_out(self):
+        own = {"key": "flagtap.dev/inject", "operator": "NotIn", "values": ["false"]}
+        self.assertEqual(self.webhook("injector")["objectSelector"], {"matchExpressions": [own]})
+        given = {"key": "tier", "operator": "In", "values": ["backend"]}
+        self.assertEqual(self.webhook("injector-cert-manager")["objectSelector"],
+                         {"matchLabels": {"sdk": "server"}, "matchExpressions": [own, given]})
+
+    def test_a_webhook_that_would_keep_every_pod_from_starting_is_refused(self):
+        fail = 'injector.failurePolicy="Fail"'
+        self.assertIn("leave it at Ignore", support.refused(fail, values="injector", kubernetes="1.29.0"))
+        self.webhook("injector", "--set-json", fail, "--kube-version", "1.30.0")
+        self.webhook("injector-cert-manager", "--set-json", fail, "--kube-version", "1.29.0")
+
+    def test_the_page_shows_the_webhook_of_the_chart(self):
+        page = (ROOT / "docs/injector.md").read_text()
+        block = next(each for each in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "MutatingWebhookConfiguration" in each)
+        theirs, ours = yaml.safe_load(block)["webhooks"][0], self.webhook("injector")
+        # The namespaces are an example.
+        for each in theirs, ours:
+            each["clientConfig"]["service"].pop("namespace")
+            del each["namespaceSelector"]
+        self.assertEqual(theirs, ours)
 
     def test_what_the_injector_may_do_is_about_its_own_objects(self):
         objects = support.objects(CHART, CHART / "ci/injector-values.yaml")

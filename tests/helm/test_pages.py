@@ -1,5 +1,7 @@
 """docs/kubernetes.md: what it shows works, and is what the chart renders."""
+import pathlib
 import re
+import shutil
 import subprocess
 import tempfile
 import unittest
@@ -62,11 +64,32 @@ class Page(unittest.TestCase):
         for call in re.findall(r"include \"[^\"]*\" \S+", block):
             self.assertIn(call, example)
 
+    def test_the_dependency_can_be_switched_off(self):
+        dependency = next(yaml.safe_load(each) for each in blocks() if each.startswith("dependencies"))["dependencies"][0]
+        chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+        self.assertEqual((dependency["name"], dependency["version"]), (chart["name"], chart["version"]))
+        with tempfile.TemporaryDirectory() as folder:
+            parent = pathlib.Path(folder)
+            shutil.copytree(CHART, parent / "charts/flagtap")
+            del dependency["repository"]
+            chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
+            (parent / "Chart.yaml").write_text(yaml.safe_dump(chart))
+            config = {"environments": [{"name": "a", "destinations": ["b"]}]}
+            (parent / "values.yaml").write_text(yaml.safe_dump({"flagtap": {"mode": "none", "config": config}}))
+            (parent / "templates").mkdir()
+            template = '{{ with .Subcharts.flagtap }}{{ include "flagtap.sidecar.config" . }}{{ end }}'
+            (parent / "templates/flagtap.yaml").write_text(template)
+            for enabled, kinds in (("true", ["ConfigMap"]), ("false", [])):
+                for line in HELM:
+                    text = support.helm(line, "template", parent, "--set", f"flagtap.enabled={enabled}")
+                    with self.subTest(enabled, helm=line):
+                        self.assertEqual([each["kind"] for each in support.read_all(text)], kinds)
+
     def test_every_piece_of_values_is_taken(self):
         pieces = [yaml.safe_load(each) for each in blocks() if "include" not in each and not each.startswith("apiVersion")]
         values = [each for each in pieces if set(each) <= set(yaml.safe_load((CHART / "values.yaml").read_text()))]
-        # Not values: the injector's annotations, a piece of `config`, and the application's security context.
-        self.assertEqual(len(pieces) - len(values), 3)
+        # Not values: the dependency, the injector's annotations, a piece of `config`, the application's security context.
+        self.assertEqual(len(pieces) - len(values), 4)
         self.assertGreaterEqual(len(values), 3)
         for each in values:
             with self.subTest(each), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

@@ -90,6 +90,7 @@ class Values(unittest.TestCase):
             (["config.shutdown={\"grace\":\"1m\"}"], "gracePeriodSeconds"),
             (["config.telemetry=\"0.0.0.0:9000\""], "probes, Services"),
             (["config.listen=\"0.0.0.0:9000\""], "service.port"),
+            (["enabled=false"], "no `condition: flagtap.enabled`"),
             (["gracePeriodSeconds=5"], "no time to deliver"),
             (["secrets={\"A\":\"b\"}"], "keep one"),
             (["drainOrphans.ordinals=[1]"], "replica 1 runs"),

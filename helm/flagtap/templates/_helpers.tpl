@@ -14,6 +14,13 @@
 {{- end }}
 {{- end }}
 
+{{/* What cannot work whatever else is rendered. */}}
+{{- define "flagtap.checks" -}}
+{{- if eq (toString .Values.enabled) "false" }}
+{{- fail "enabled is false, and the chart is rendered all the same: the parent chart's dependency has no `condition: flagtap.enabled`" }}
+{{- end }}
+{{- end }}
+
 {{- define "flagtap.selector" -}}
 app.kubernetes.io/name: {{ include "flagtap.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
