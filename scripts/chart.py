@@ -23,8 +23,54 @@ START, END = "<!-- values: made by `make chart` from values.yaml -->", "<!-- end
 OPEN = {"resources", "requests", "limits"}
 # What Kubernetes takes as a number or as text.
 NUMBER_OR_TEXT = {"cpu", "memory", "maxUnavailable"}
+
+
+def text(pattern):
+    return {"type": "string", "pattern": f"^(?:{pattern})$"}
+
+
+def all_of(schema):
+    """Returns the schema of a mapping whose values are of one schema."""
+    return {"additionalProperties": schema}
+
+
+ANNOTATIONS = all_of({"type": "string"})
+LABELS = all_of(text("(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"))
+QUANTITY = text(r"[0-9]+(?:\.[0-9]+)?(?:[KMGTPE]i|[kMGTPE])?")
+# A name of an object that is a label too, and begins with a letter as a Service's must.
+NAME = text("|[a-z](?:[-a-z0-9]*[a-z0-9])?")
+HOSTS = {"items": text(r"(?:\*\.)?[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")}
+
 # What the default of a value does not tell of its type.
 FORMS = {
+    "nameOverride": NAME,
+    "fullnameOverride": NAME,
+    "gracePeriodSeconds": {"maximum": 2**31 - 1},
+    "image.digest": text("|sha256:[0-9a-f]{64}"),
+    "persistence.size": QUANTITY,
+    "sidecar.dataSize": QUANTITY,
+    # As `flagtap drain --within` takes it.
+    "drainOrphans.within": text("[0-9]+(?:ms|[smhd])"),
+    "drainOrphans.ordinals": {"items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "uniqueItems": True},
+    "autoscaling.minReplicas": {"minimum": 1},
+    "service.port": {"minimum": 1, "maximum": 65535},
+    "service.annotations": ANNOTATIONS,
+    "serviceAccount.annotations": ANNOTATIONS,
+    "ingress.annotations": ANNOTATIONS,
+    "podAnnotations": ANNOTATIONS,
+    "podLabels": LABELS,
+    "metrics.labels": LABELS,
+    "nodeSelector": LABELS,
+    "ingress.hosts": HOSTS,
+    "httpRoute.hostnames": HOSTS,
+    "extraEnv": {
+        "items": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "minLength": 1}, "value": {"type": "string"}, "valueFrom": {"type": "object"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    },
     # Others would be left out without a word, because the chart puts its own expression beside them.
     "injector.objectSelector": {
         "properties": {"matchLabels": {"type": "object"}, "matchExpressions": {"type": "array"}},

@@ -7,6 +7,7 @@ import tempfile
 import unittest
 
 import jsonschema
+import kubernetes_validate
 import yaml
 
 import support
@@ -80,6 +81,32 @@ class Values(unittest.TestCase):
             ("config.destinations=[{\"name\":\"a\",\"kinesis\":{\"region\":\"x\",\"stream\":\"y\"}}]", "stream"),
             ("config.destinations=[{\"name\":\"a\"}]", "destinations/0"),
             ("secrets={\"NOT-A-NAME\":\"x\"}", "NOT-A-NAME"),
+            ("service.type=\"ExternalName\"", "service/type"),
+            ("service.port=0", "service/port"),
+            ("service.port=65536", "service/port"),
+            ("service.annotations={\"a\":true}", "service/annotations/a"),
+            ("persistence.size=\"4GiB\"", "persistence/size"),
+            ("persistence.size=\"a lot\"", "persistence/size"),
+            ("sidecar.dataSize=\"2 Gi\"", "sidecar/dataSize"),
+            ("image.digest=\"sha256:12\"", "image/digest"),
+            ("podLabels={\"a\":true}", "podLabels/a"),
+            ("podLabels={\"a\":\"no label\"}", "podLabels/a"),
+            ("podAnnotations={\"a\":1}", "podAnnotations/a"),
+            ("nodeSelector={\"a\":1}", "nodeSelector/a"),
+            ("ingress.hosts=[{\"host\":\"a.example\"}]", "ingress/hosts/0"),
+            ("ingress.hosts=[\"https://a.example\"]", "ingress/hosts/0"),
+            ("extraEnv=[\"A=b\"]", "extraEnv/0"),
+            ("extraEnv=[{\"value\":\"b\"}]", "name"),
+            ("extraEnv=[{\"name\":\"A\",\"value\":1}]", "extraEnv/0/value"),
+            ("extraEnv=[{\"name\":\"A\",\"valueForm\":{}}]", "valueForm"),
+            ("drainOrphans.ordinals=[-1]", "drainOrphans/ordinals/0"),
+            ("drainOrphans.ordinals=[2.5]", "drainOrphans/ordinals/0"),
+            ("drainOrphans.ordinals=[2147483648]", "drainOrphans/ordinals/0"),
+            ("drainOrphans.ordinals=[3,3]", "drainOrphans/ordinals"),
+            ("drainOrphans.within=\"1h30m\"", "drainOrphans/within"),
+            ("autoscaling.minReplicas=0", "minReplicas"),
+            ("fullnameOverride=\"123\"", "fullnameOverride"),
+            ("injector.objectSelector={\"matchLabel\":{}}", "matchLabel"),
         ]:
             with self.subTest(setting):
                 self.assertIn(said, refused(setting))
@@ -90,6 +117,17 @@ class Values(unittest.TestCase):
             (["config.shutdown={\"grace\":\"1m\"}"], "gracePeriodSeconds"),
             (["config.telemetry=\"0.0.0.0:9000\""], "probes, Services"),
             (["config.listen=\"0.0.0.0:9000\""], "service.port"),
+            (["config=null"], "say whose events are exported"),
+            (["config.shutdown={\"reserve\":\"25s\"}"], "raise gracePeriodSeconds"),
+            (["config.shutdown={\"reserve\":\"1m\"}"], "raise gracePeriodSeconds"),
+            (["gracePeriodSeconds=100", "config.shutdown={\"reserve\":\"95000ms\"}"], "raise gracePeriodSeconds"),
+            (["podSecurityContext=null"], "that your cluster chooses itself"),
+            (["podSecurityContext=null", "mode=\"none\"", "injector.enabled=true"], "that your cluster chooses itself"),
+            (["autoscaling={\"minReplicas\":7}"], "greater than autoscaling.maxReplicas"),
+            (["podLabels={\"flagtap.dev/inject\":\"true\"}"], "podLabels has flagtap.dev/inject"),
+            (["podLabels={\"app.kubernetes.io/component\":\"a\"}"], "podLabels has app.kubernetes.io/component"),
+            (["podAnnotations={\"flagtap.dev/config-checksum\":\"a\"}"], "podAnnotations has flagtap.dev/config-checksum"),
+            (["metrics.labels={\"app.kubernetes.io/name\":\"a\"}"], "metrics.labels has app.kubernetes.io/name"),
             (["enabled=false"], "no `condition: flagtap.enabled`"),
             (["gracePeriodSeconds=5"], "no time to deliver"),
             (["secrets={\"A\":\"b\"}"], "keep one"),
@@ -120,6 +158,27 @@ class Values(unittest.TestCase):
                                           (EXAMPLE, "native", "1.29.0-eks-1")]:
             with self.subTest(values, kubernetes=kubernetes):
                 self.assertEqual(rendered(chart, values, kubernetes).stderr, "")
+
+    def test_what_the_cluster_chooses_can_be_left_to_it(self):
+        for key in ("runAsUser", "runAsGroup", "fsGroup"):
+            values = ("--values", CHART / "ci/statefulset-values.yaml", "--set", f"podSecurityContext.{key}=null")
+            objects = support.read_all(support.helm("4", "template", CHART, *values))
+            spec = next(each for each in objects if each["kind"] == "StatefulSet")["spec"]["template"]["spec"]
+            with self.subTest(key):
+                self.assertNotIn(key, spec["securityContext"])
+                self.assertNotIn(key, spec["containers"][0]["securityContext"])
+
+    def test_text_stays_text_where_yaml_takes_it_for_something_else(self):
+        for odd in ("1234", "true", "1e3"):
+            texts = {"priorityClassName": odd, "existingSecret": odd, "persistence.storageClass": odd, "serviceAccount.name": odd,
+                     "ingress.className": odd, "podLabels.odd": odd}
+            given = [word for path, value in texts.items() for word in ("--set-string", f"{path}={value}")]
+            more = ("--set", "ingress.enabled=true,ingress.hosts={a.example}")
+            text = support.run(HELM["4"], "template", odd, CHART, "--namespace", "123",
+                               "--values", CHART / "ci/statefulset-values.yaml", *given, *more, "--set", "fullnameOverride=relay")
+            for each in support.read_all(text):
+                with self.subTest(odd, kind=each["kind"]):
+                    kubernetes_validate.validate(each, "1.37", strict=True)
 
     def test_an_injector_alone_has_no_secrets_of_its_own(self):
         taken = 'existingSecret=""', 'secrets={"LD_SDK_KEY":"x"}'

@@ -20,7 +20,7 @@ metadata:
     {{- end }}
 spec:
   {{- include "flagtap.podSpec" . | nindent 2 }}
-  serviceAccountName: {{ include "flagtap.serviceAccountName" . }}
+  serviceAccountName: {{ include "flagtap.serviceAccountName" . | quote }}
   terminationGracePeriodSeconds: {{ .Values.gracePeriodSeconds }}
   topologySpreadConstraints:
     {{- with .Values.topologySpreadConstraints }}
@@ -44,7 +44,7 @@ spec:
         {{- include "flagtap.env" . | nindent 8 }}
       {{- with include "flagtap.secretName" . }}
       envFrom:
-        - secretRef: { name: {{ . }} }
+        - secretRef: { name: {{ . | quote }} }
       {{- end }}
       ports:
         - { name: flagtap, containerPort: 8030 }
@@ -77,7 +77,7 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}

@@ -19,11 +19,27 @@
 {{- if eq (toString .Values.enabled) "false" }}
 {{- fail "enabled is false, and the chart is rendered all the same: the parent chart's dependency has no `condition: flagtap.enabled`" }}
 {{- end }}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
+{{- fail "autoscaling.minReplicas is greater than autoscaling.maxReplicas" }}
+{{- end }}
+{{- include "flagtap.notOurs" (dict "name" "podLabels" "given" .Values.podLabels) }}
+{{- include "flagtap.notOurs" (dict "name" "podAnnotations" "given" .Values.podAnnotations) }}
+{{- include "flagtap.notOurs" (dict "name" "metrics.labels" "given" .Values.metrics.labels) }}
+{{- end }}
+
+{{/* Refuses labels and annotations that the chart sets: a key that is there twice is no YAML, and selectors rely on ours. */}}
+{{- define "flagtap.notOurs" -}}
+{{- $name := .name }}
+{{- range $key, $_ := .given }}
+{{- if or (hasPrefix "flagtap.dev/" $key) (has $key (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart" "grafana_dashboard")) }}
+{{- fail (printf "%s has %s, which the chart sets; leave it out" $name $key) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "flagtap.selector" -}}
 app.kubernetes.io/name: {{ include "flagtap.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "flagtap.labels" -}}
@@ -67,7 +83,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* config.yaml of the chart's settings (in "base") and of `config`, which overrules them where it may. */}}
 {{- define "flagtap.config" -}}
-{{- $given := deepCopy .root.Values.config }}
+{{- $given := deepCopy (.root.Values.config | default dict) }}
 {{- if not $given.environments }}
 {{- fail "config.environments is empty: say whose events are exported, and in config.destinations where to (config.example.yaml has every key)" }}
 {{- end }}
@@ -76,6 +92,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- if hasKey $given "telemetry" }}
 {{- fail "config.telemetry is 0.0.0.0:8031 in this chart: probes, Services and monitors go there" }}
+{{- end }}
+{{- $grace := trimSuffix "s" (include "flagtap.grace" .root) | int64 }}
+{{- $reserve := (dig "shutdown" dict $given | default dict).reserve | default "2s" | toString }}
+{{- if regexMatch "^[0-9]+(ms|[smhd])$" $reserve }}
+{{- $unit := index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000) (regexFind "[a-z]+$" $reserve) }}
+{{- if ge (mul (regexFind "^[0-9]+" $reserve) $unit) (mul $grace 1000) }}
+{{- fail (printf "config.shutdown.reserve (%s) is a part of shutdown.grace, which is gracePeriodSeconds less five (%ds); raise gracePeriodSeconds" $reserve $grace) }}
+{{- end }}
 {{- end }}
 {{- $base := dict "telemetry" "0.0.0.0:8031" "shutdown" (dict "grace" (include "flagtap.grace" .root)) }}
 {{- $config := mergeOverwrite $base .base $given }}
@@ -112,6 +136,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* What every container of flagtap has but for its arguments, probes, resources and mounts. */}}
 {{- define "flagtap.container" -}}
+{{- if not .Values.podSecurityContext }}
+{{- fail "podSecurityContext is null or empty; set those of its keys to null that your cluster chooses itself, such as runAsUser" }}
+{{- end -}}
 image: {{ include "flagtap.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
@@ -122,8 +149,11 @@ allowPrivilegeEscalation: false
 capabilities: { drop: [ALL] }
 readOnlyRootFilesystem: true
 runAsNonRoot: true
-runAsUser: {{ .Values.podSecurityContext.runAsUser }}
-runAsGroup: {{ .Values.podSecurityContext.runAsGroup }}
+{{- range list "runAsUser" "runAsGroup" }}
+{{- if not (kindIs "invalid" (index $.Values.podSecurityContext .)) }}
+{{ . }}: {{ index $.Values.podSecurityContext . }}
+{{- end }}
+{{- end }}
 seccompProfile: { type: RuntimeDefault }
 {{- end }}
 
@@ -160,7 +190,7 @@ seccompProfile: { type: RuntimeDefault }
 {{- with .secret }}
 - name: flagtap-secrets
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
 {{- end }}
 {{- with .root.Values.extraVolumes }}
 {{ toYaml . }}

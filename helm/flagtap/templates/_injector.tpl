@@ -24,7 +24,7 @@ volumes:
           fieldRef: { fieldPath: "metadata.annotations['flagtap.dev/config']" }
   {{- with include "flagtap.secretName" . }}
   - name: flagtap-secrets
-    secret: { secretName: {{ . }}, optional: true }
+    secret: { secretName: {{ . | quote }}, optional: true }
   {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}

@@ -7,6 +7,6 @@ metadata:
 type: Opaque
 data:
   {{- range $name, $value := .Values.secrets }}
-  {{ $name }}: {{ $value | toString | b64enc }}
+  {{ $name | quote }}: {{ $value | toString | b64enc }}
   {{- end }}
 {{- end }}

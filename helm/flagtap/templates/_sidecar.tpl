@@ -35,7 +35,7 @@ env:
   {{- include "flagtap.env" . | nindent 2 }}
 {{- with include "flagtap.secretName" . }}
 envFrom:
-  - secretRef: { name: {{ . }} }
+  - secretRef: { name: {{ . | quote }} }
 {{- end }}
 ports:
   - { name: flagtap, containerPort: 8030 }
