@@ -159,6 +159,54 @@ class Values(unittest.TestCase):
             with self.subTest(values, kubernetes=kubernetes):
                 self.assertEqual(rendered(chart, values, kubernetes).stderr, "")
 
+    def test_a_volume_that_a_full_queue_would_fill_is_refused(self):
+        def taken(*settings, values="statefulset"):
+            given = [word for setting in settings for word in ("--set-json", setting)]
+            text = support.helm("4", "template", CHART, "--values", CHART / f"ci/{values}-values.yaml", *given)
+            return next(each for each in support.read_all(text) if each["kind"] == "ConfigMap")
+
+        limit = 'config.queue={"max_bytes":"%s"}'
+        claim = '{"spec":{"resources":{"requests":{"storage":"%s"}}}}'
+        ephemeral = 'sidecar.dataVolume={"ephemeral":{"volumeClaimTemplate":%s}}' % claim
+        for values, settings, small in [
+            ("statefulset", ['persistence.size="2047Mi"'], "persistence.size (2047Mi)"),
+            ("statefulset", ['persistence.size="2G"'], "persistence.size (2G)"),
+            ("statefulset", [limit % "3GiB"], "persistence.size (4Gi)"),
+            ("statefulset", [limit % "2148MB"], "persistence.size (4Gi)"),
+            ("deployment", ['persistence.size="0.9Gi"'], "persistence.size (0.9Gi)"),
+            ("injector", ['sidecar.dataSize="1023Mi"'], "sidecar.dataSize (1023Mi)"),
+            ("injector", [limit % "1025MiB"], "sidecar.dataSize (2Gi)"),
+            ("injector", [ephemeral % "1000Mi"], "the claim of sidecar.dataVolume (1000Mi)"),
+            ("injector", ['sidecar.dataVolume={"emptyDir":{"sizeLimit":"1Gi"}}', limit % "1GiB"], "sizeLimit (1Gi)"),
+        ]:
+            with self.subTest(values, settings=settings):
+                self.assertIn(f"{small} is less than twice", refused(*settings, values=values))
+        for values, settings in [
+            ("statefulset", ['persistence.size="2Gi"']),
+            ("statefulset", ['persistence.size="2147483648"']),
+            ("statefulset", [limit % "2147MB"]),
+            ("statefulset", [limit % "${MAX_BYTES}"]),
+            ("statefulset", ['config.queue="memory"', 'persistence.size="1Mi"']),
+            ("deployment", ['persistence.size="1Gi"']),
+            ("injector", [ephemeral % "1Gi"]),
+            ("injector", ['sidecar.dataVolume={"emptyDir":{}}']),
+            ("injector", ['sidecar.dataVolume={"persistentVolumeClaim":{"claimName":"a"}}', limit % "1TiB"]),
+        ]:
+            with self.subTest(values, settings=settings):
+                taken(*settings, values=values)
+        # Null is not given.
+        self.assertIn("path: /data/queue", taken("config.queue=null")["data"]["config.yaml"])
+
+    def test_a_queue_beside_the_volume_is_refused(self):
+        for path in ("/var/queue", "/data", "/database", "/data/../queue", "../queue"):
+            with self.subTest(path):
+                self.assertIn("is not below /data", refused('config.queue={"sled":{"path":"%s"}}' % path))
+                self.assertIn("is not below /data", refused('config.queue={"sled":{"path":"%s"}}' % path, values="injector"))
+        for path in ("/data/a/b", "queue", "./queue", "${QUEUE}"):
+            with self.subTest(path):
+                support.helm("4", "template", CHART, "--values", CHART / "ci/statefulset-values.yaml",
+                             "--set-json", 'config.queue={"sled":{"path":"%s"}}' % path)
+
     def test_what_the_cluster_chooses_can_be_left_to_it(self):
         for key in ("runAsUser", "runAsGroup", "fsGroup"):
             values = ("--values", CHART / "ci/statefulset-values.yaml", "--set", f"podSecurityContext.{key}=null")

@@ -84,6 +84,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* config.yaml of the chart's settings (in "base") and of `config`, which overrules them where it may. */}}
 {{- define "flagtap.config" -}}
 {{- $given := deepCopy (.root.Values.config | default dict) }}
+{{- if kindIs "invalid" $given.queue }}
+{{- $_ := unset $given "queue" }}
+{{- end }}
 {{- if not $given.environments }}
 {{- fail "config.environments is empty: say whose events are exported, and in config.destinations where to (config.example.yaml has every key)" }}
 {{- end }}
@@ -112,6 +115,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not (hasSuffix ":8030" $listen.address) }}
 {{- fail "config.listen has another port than 8030, where Services and sidecars expect it; service.port is for the Service's own" }}
 {{- end }}
+{{- $queue := kindIs "map" $config.queue | ternary $config.queue dict }}
+{{- with ($queue.sled).path }}
+{{- $path := isAbs . | ternary . (printf "/data/%s" .) | clean }}
+{{- if not (or (contains "${" .) (hasPrefix "/data/" $path)) }}
+{{- fail (printf "config.queue.sled.path (%s) is not below /data, where the volume is; leave it out, or give a folder there" .) }}
+{{- end }}
+{{- end }}
 {{- toYaml $config }}
 {{- end }}
 
@@ -127,6 +137,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* What the relay speaks towards SDKs. */}}
 {{- define "flagtap.scheme" -}}
 {{- if (include "flagtap.listen" (dict "root" . "default" "") | fromYaml).tls }}https{{ else }}http{{ end }}
+{{- end }}
+
+{{/* Bytes of a size as Kubernetes (4Gi) or flagtap (1GiB) writes it; nothing where it is neither, such as a variable. */}}
+{{- define "flagtap.bytes" -}}
+{{- if regexMatch "^[0-9]+([.][0-9]+)?([KMGTPE]i|[kKMGTPE])?B?$" (toString .) }}
+{{- $unit := regexFind "[A-Za-z]*$" (toString .) | trimSuffix "B" }}
+{{- $base := hasSuffix "i" $unit | ternary 1024 1000 }}
+{{- $bytes := regexFind "^[0-9.]+" (toString .) | float64 }}
+{{- range until (get (dict "k" 1 "K" 1 "M" 2 "G" 3 "T" 4 "P" 5 "E" 6) (trimSuffix "i" $unit) | default 0 | int) }}
+{{- $bytes = mulf $bytes $base }}
+{{- end }}
+{{- printf "%.0f" $bytes }}
+{{- end }}
+{{- end }}
+
+{{/* Refuses a volume ("size", the value "name") that a full queue of a rendered configuration ("config") would fill. */}}
+{{- define "flagtap.fits" -}}
+{{- $queue := (fromYaml .config).queue }}
+{{- if and (kindIs "map" $queue) .size }}
+{{- $limit := $queue.max_bytes | default "1GiB" }}
+{{- $size := include "flagtap.bytes" .size }}
+{{- $bytes := include "flagtap.bytes" $limit }}
+{{- if and $size $bytes (not (hasKey $queue "memory")) (lt (float64 $size) (mulf 2 (float64 $bytes))) }}
+{{- fail (printf "%s (%s) is less than twice queue.max_bytes (%v), so that dead letters or the quarantine could fill the volume; raise it, or lower config.queue.max_bytes" .name (toString .size) $limit) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "flagtap.gateway.config" -}}

@@ -68,6 +68,14 @@ volumeMounts:
 {{- end }}
 
 {{- define "flagtap.sidecar.dataVolume" -}}
+{{- $config := include "flagtap.sidecar.configuration" . }}
+{{- with .Values.sidecar.dataVolume }}
+{{- $claim := dig "ephemeral" "volumeClaimTemplate" "spec" "resources" "requests" "storage" "" . }}
+{{- include "flagtap.fits" (dict "name" "the claim of sidecar.dataVolume" "size" $claim "config" $config) }}
+{{- include "flagtap.fits" (dict "name" "sidecar.dataVolume.emptyDir.sizeLimit" "size" (dig "emptyDir" "sizeLimit" "" .) "config" $config) }}
+{{- else }}
+{{- include "flagtap.fits" (dict "name" "sidecar.dataSize" "size" .Values.sidecar.dataSize "config" $config) }}
+{{- end -}}
 - name: flagtap-data
   {{- with .Values.sidecar.dataVolume }}
   {{- toYaml . | nindent 2 }}
