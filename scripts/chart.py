@@ -71,6 +71,7 @@ FORMS = {
             "additionalProperties": False,
         },
     },
+    "injector.address": text(r"[0-9.]+|\[[0-9A-Fa-f:.]+\]"),
     # Others would be left out without a word, because the chart puts its own expression beside them.
     "injector.objectSelector": {
         "properties": {"matchLabels": {"type": "object"}, "matchExpressions": {"type": "array"}},

@@ -28,9 +28,9 @@ class Injector(unittest.TestCase):
             file = pathlib.Path(folder, "sidecar.yaml")
             file.write_text(template or config["data"]["sidecar.yaml"])
             arguments = [each.replace("/etc/flagtap/sidecar.yaml", str(file)) for each in arguments]
-            done = subprocess.run(
-                [FLAGTAP, *arguments, "--listen", "127.0.0.1:0", "--telemetry", "127.0.0.1:0"],
-                capture_output=True, text=True, timeout=30, env={})
+            # Any free port of the address.
+            arguments = [re.sub(r"^(--listen|--telemetry)=(.*):\d+$", r"\1=\2:0", each) for each in arguments]
+            done = subprocess.run([FLAGTAP, *arguments], capture_output=True, text=True, timeout=30, env={})
         return done.returncode, done.stderr
 
     def test_the_binary_takes_every_template_and_its_arguments(self):

@@ -153,6 +153,24 @@ class Life(unittest.TestCase):
                 self.assertEqual(sidecar["url"], url)
                 self.assertEqual(pod["containers"][0]["env"][0], {"name": "LD_EVENTS_URI", "value": url})
 
+    def test_probes_are_answered_where_there_is_ipv6_alone(self):
+        def config(name, *given):
+            values = ("--values", CHART / f"ci/{name}-values.yaml", "--set-json", 'config.telemetry="[::]:8031"', *given)
+            for each in support.read_all(support.helm("4", "template", CHART, *values)):
+                if each["kind"] == "ConfigMap":
+                    text = each["data"].get("config.yaml")
+                    return text or yaml.safe_load(each["data"]["sidecar.yaml"])["annotations"]["flagtap.dev/config"]
+
+        gateway = yaml.safe_load(config("statefulset", "--set-json", 'config.listen="[::]:8030"'))
+        self.assertEqual((gateway["listen"], gateway["telemetry"]), ("[::]:8030", "[::]:8031"))
+        sidecar = yaml.safe_load(config("injector"))
+        self.assertEqual((sidecar["listen"], sidecar["telemetry"]), ("127.0.0.1:8030", "[::]:8031"))
+        for case, address in (("injector", "0.0.0.0"), ("injector-cert-manager", "[::]")):
+            objects = support.objects(CHART, CHART / f"ci/{case}-values.yaml")
+            injector = next(each for each in objects if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("injector"))
+            arguments = injector["spec"]["template"]["spec"]["containers"][0]["args"]
+            self.assertEqual({f"--listen={address}:8443", f"--telemetry={address}:8031"} - set(arguments), set())
+
     def test_a_changed_configuration_restarts_or_does_not_as_chosen(self):
         def annotations(*settings):
             given = [word for setting in settings for word in ("--set-json", setting)]

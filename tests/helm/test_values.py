@@ -106,6 +106,7 @@ class Values(unittest.TestCase):
             ("drainOrphans.within=\"1h30m\"", "drainOrphans/within"),
             ("autoscaling.minReplicas=0", "minReplicas"),
             ("fullnameOverride=\"123\"", "fullnameOverride"),
+            ("injector.address=\"::\"", "injector/address"),
             ("injector.objectSelector={\"matchLabel\":{}}", "matchLabel"),
         ]:
             with self.subTest(setting):
@@ -116,6 +117,8 @@ class Values(unittest.TestCase):
             (["config.environments=[]"], "say whose events are exported"),
             (["config.shutdown={\"grace\":\"1m\"}"], "gracePeriodSeconds"),
             (["config.telemetry=\"0.0.0.0:9000\""], "probes, Services"),
+            (["config.telemetry=\"127.0.0.1:8031\""], "probes, Services"),
+            (["config.telemetry=\"[::1]:8031\""], "probes, Services"),
             (["config.listen=\"0.0.0.0:9000\""], "service.port"),
             (["config=null"], "say whose events are exported"),
             (["config.shutdown={\"reserve\":\"25s\"}"], "raise gracePeriodSeconds"),

@@ -93,8 +93,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if dig "shutdown" "grace" "" $given }}
 {{- fail "config.shutdown.grace is given by gracePeriodSeconds; set that instead" }}
 {{- end }}
-{{- if hasKey $given "telemetry" }}
-{{- fail "config.telemetry is 0.0.0.0:8031 in this chart: probes, Services and monitors go there" }}
+{{- with $given.telemetry }}
+{{- if or (not (hasSuffix ":8031" .)) (hasPrefix "127." .) (hasPrefix "[::1]" .) }}
+{{- fail (printf "config.telemetry (%s) is not where probes, Services and monitors go: port 8031 of an address that is reached from without, such as [::]:8031" .) }}
+{{- end }}
+{{- else }}
+{{- $_ := unset $given "telemetry" }}
 {{- end }}
 {{- $grace := trimSuffix "s" (include "flagtap.grace" .root) | int64 }}
 {{- $reserve := (dig "shutdown" dict $given | default dict).reserve | default "2s" | toString }}
