@@ -60,8 +60,8 @@ class Injector(unittest.TestCase):
         text = re.sub(r"object\.metadata\.(\w+)", r"metadata['\1']", text)
         python = " ".join(words.get(word, word) for word in text.split())
         inject = {"flagtap.dev/inject": "true"}
-        for metadata, called in [({}, False), ({"labels": {"a": "b"}, "annotations": {"c": "d"}}, False), ({"labels": inject}, True),
-                                 ({"annotations": inject}, True), ({"labels": {"a": "b"}, "annotations": inject}, True)]:
+        for metadata, called in [({}, False), ({"labels": {"a": "b"}, "annotations": {"c": "d"}}, False),
+                                 ({"labels": inject}, True), ({"annotations": inject}, True), ({"labels": {"a": "b"}, "annotations": inject}, True)]:
             with self.subTest(metadata):
                 self.assertEqual(eval(python, {"metadata": metadata}), called)
         # They are no part of the last release in which they were not for everybody.
@@ -90,11 +90,29 @@ class Injector(unittest.TestCase):
             del each["namespaceSelector"]
         self.assertEqual(theirs, ours)
 
+    def cluster_wide(self, release, namespace):
+        """Returns the names of the cluster-wide objects of a release."""
+        values = ("--values", CHART / "ci/injector-values.yaml", "--show-only", "templates/injector.yaml")
+        text = support.run(HELM["4"], "template", release, CHART, "--namespace", namespace, *values)
+        kinds = ("MutatingWebhookConfiguration", "ClusterRole", "ClusterRoleBinding")
+        found = [each["metadata"]["name"] for each in support.read_all(text) if each["kind"] in kinds]
+        self.assertEqual(len(found), 3)
+        return set(found)
+
+    def test_releases_of_one_name_do_not_share_what_is_cluster_wide(self):
+        # As long as Kubernetes lets them be, different at the end alone; and two that read the same when put together.
+        releases = [("r" * 50, "n" * 62 + end) for end in "ab"] + [("flagtap", "a-injector-b"), ("flagtap-injector-a", "b")]
+        names = [self.cluster_wide(*each) for each in releases]
+        self.assertEqual([len(each) for each in names], [1] * 4)
+        self.assertEqual(len(set.union(*names)), 4)
+        for name in set.union(*names):
+            self.assertRegex(name, "^[a-z0-9][-a-z0-9]{,61}[a-z0-9]$")
+
     def test_what_the_injector_may_do_is_about_its_own_objects(self):
         objects = support.objects(CHART, CHART / "ci/injector-values.yaml")
         rules = [rule for each in objects if each["kind"] in ("Role", "ClusterRole") for rule in each["rules"]]
         names = {name for rule in rules for name in rule["resourceNames"]}
-        self.assertEqual(names, {"flagtap-injector-tls", "flagtap-injector-events"})
+        self.assertEqual(names, {"flagtap-injector-tls", self.cluster_wide("flagtap", "events").pop()})
         self.assertEqual({verb for rule in rules for verb in rule["verbs"]}, {"get", "update", "patch"})
         others = support.objects(CHART, CHART / "ci/injector-cert-manager-values.yaml")
         self.assertFalse([each for each in others if each["kind"] in ("Role", "ClusterRole")])

@@ -133,6 +133,17 @@ class Life(unittest.TestCase):
                    if case.startswith("application") or case in ("injector", "injector-self-signed")}
         self.assertEqual(listens, {"127.0.0.1:8030"})
 
+    def test_a_sidecar_is_monitored_whatever_its_application_is_called_and_a_gateway_is_not(self):
+        objects = support.objects(CHART, CHART / "ci/everything-values.yaml")
+        monitor = next(each for each in objects if each["kind"] == "PodMonitor")["spec"]
+        expressions = monitor["selector"].pop("matchExpressions")
+        self.assertEqual(monitor["selector"], {})
+        gateway = next(each for each in objects if each["kind"] == "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+        for labels, found in [(gateway, False), ({}, True), ({"app.kubernetes.io/component": "gateway"}, True)]:
+            self.assertEqual({each["operator"] for each in expressions}, {"NotIn"})
+            with self.subTest(labels):
+                self.assertEqual(all(labels.get(each["key"]) not in each["values"] for each in expressions), found)
+
     def test_applications_are_sent_to_where_the_sidecar_listens(self):
         tls = '"tls":{"certificate":"/etc/a.crt","key":"/etc/a.key"}'
         for listen, address, url in [
@@ -167,7 +178,8 @@ class Life(unittest.TestCase):
         self.assertEqual((sidecar["listen"], sidecar["telemetry"]), ("127.0.0.1:8030", "[::]:8031"))
         for case, address in (("injector", "0.0.0.0"), ("injector-cert-manager", "[::]")):
             objects = support.objects(CHART, CHART / f"ci/{case}-values.yaml")
-            injector = next(each for each in objects if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("injector"))
+            deployments = {each["metadata"]["name"]: each for each in objects if each["kind"] == "Deployment"}
+            injector = deployments["flagtap-injector"]
             arguments = injector["spec"]["template"]["spec"]["containers"][0]["args"]
             self.assertEqual({f"--listen={address}:8443", f"--telemetry={address}:8031"} - set(arguments), set())
 

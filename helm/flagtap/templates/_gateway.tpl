@@ -14,6 +14,7 @@ metadata:
   labels:
     {{- include "flagtap.selector" . | nindent 4 }}
     app.kubernetes.io/component: gateway
+    flagtap.dev/component: gateway
     flagtap.dev/inject: "false"
     {{- with .Values.podLabels }}
     {{- toYaml . | nindent 4 }}

@@ -1,6 +1,8 @@
 {{/* Cluster-wide, so that two releases of one name in two namespaces do not share it. */}}
 {{- define "flagtap.injector.webhookName" -}}
-{{ printf "%s-injector-%s" (include "flagtap.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" }}
+{{- /* The digest tells namespaces apart whose names are cut to the same. */}}
+{{- $name := printf "%s-injector-%s" (include "flagtap.fullname" .) .Release.Namespace | trunc 54 | trimSuffix "-" }}
+{{- printf "%s-%s" $name (.Release.Namespace | sha256sum | trunc 8) }}
 {{- end }}
 
 {{/* The injector's template, docs/injector.md: the sidecar as other charts get it, but for where its files come from. */}}
