@@ -61,7 +61,8 @@ class Injector(unittest.TestCase):
         python = " ".join(words.get(word, word) for word in text.split())
         inject = {"flagtap.dev/inject": "true"}
         for metadata, called in [({}, False), ({"labels": {"a": "b"}, "annotations": {"c": "d"}}, False),
-                                 ({"labels": inject}, True), ({"annotations": inject}, True), ({"labels": {"a": "b"}, "annotations": inject}, True)]:
+                                 ({"labels": inject}, True), ({"annotations": inject}, True),
+                                 ({"labels": {"a": "b"}, "annotations": inject}, True)]:
             with self.subTest(metadata):
                 self.assertEqual(eval(python, {"metadata": metadata}), called)
         # They are no part of the last release in which they were not for everybody.

@@ -203,13 +203,33 @@ class Life(unittest.TestCase):
         workload = next(each for each in rendered if each["kind"] == "StatefulSet")
         claim = workload["spec"]["volumeClaimTemplates"][0]["metadata"]["name"]
         for job in [each for each in rendered if each["kind"] == "Job"]:
-            ordinal = job["metadata"]["name"].rsplit("-", 1)[1]
+            ordinal = job["metadata"]["name"].split("-")[-2]
             volumes = job["spec"]["template"]["spec"]["volumes"]
             claims = [each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each]
             self.assertEqual(claims, [f"{claim}-{workload['metadata']['name']}-{ordinal}"])
             # Services must not send to it.
             labels = job["spec"]["template"]["metadata"]["labels"]
             self.assertNotEqual(labels["app.kubernetes.io/component"], "gateway")
+
+    def drains(self, *settings):
+        """Returns the drain's Jobs of a release with these settings, by name."""
+        given = [word for setting in settings for word in ("--set-json", setting)]
+        text = support.helm("4", "template", CHART, "--values", CHART / "ci/drain-values.yaml", *given)
+        return {each["metadata"]["name"]: each["spec"] for each in support.read_all(text) if each["kind"] == "Job"}
+
+    def test_an_upgrade_never_changes_a_drains_job(self):
+        before = self.drains()
+        self.assertEqual(len(before), 2)
+        self.assertEqual(self.drains("replicas=1"), before, "what does not concern a Job leaves it")
+        for setting in ('image.tag="0.2.0"', 'resources.limits.memory="1Gi"', 'drainOrphans.within="5h"', "gracePeriodSeconds=60",
+                        'config.queue={"max_age":"1d"}', 'secrets={"EVENT_HUBS_KEY":"another"}'):
+            with self.subTest(setting):
+                self.assertEqual(set(self.drains(setting)) & set(before), set())
+        # Also one whose number and name are as long as they may be.
+        names = self.drains('fullnameOverride="%s"' % ("r" * 60), "drainOrphans.ordinals=[2147483647]")
+        for name in names:
+            self.assertRegex(name, "^r{40}-drain-2147483647-[0-9a-f]{5}$")
+            self.assertLessEqual(len(name), 63)
 
 
 if __name__ == "__main__":
