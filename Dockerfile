@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-# The version is that of rust-toolchain.toml; scripts/check-image.sh compares.
+# The version is that of rust-toolchain.toml; tests/image/check.py compares.
 FROM rust:1.95.0-bookworm AS build
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /flagtap

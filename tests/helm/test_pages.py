@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 import unittest
 
 import kubernetes_validate
@@ -63,6 +64,21 @@ class Page(unittest.TestCase):
         example = (EXAMPLE / "templates/deployment.yaml").read_text()
         for call in re.findall(r"include \"[^\"]*\" \S+", block):
             self.assertIn(call, example)
+
+    def test_the_chart_runs_the_version_that_it_lies_beside(self):
+        with (ROOT / "Cargo.toml").open("rb") as file:
+            version = tomllib.load(file)["package"]["version"]
+        chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+        self.assertEqual(chart["appVersion"], version)
+        self.assertIn(f"image: ghcr.io/flagtap/flagtap:{version}\n", (ROOT / "docs/kubernetes.md").read_text())
+        example = yaml.safe_load((EXAMPLE / "Chart.yaml").read_text())
+        self.assertEqual(example["dependencies"][0]["version"], chart["version"])
+
+    def test_the_image_has_the_labels_of_the_page(self):
+        labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", (ROOT / "Dockerfile").read_text()))
+        section = (ROOT / "docs/release.md").read_text().split("| label | what |")[1].split("\n\n")[0]
+        rows = [row.split("|")[1] for row in section.strip().splitlines()[1:]]
+        self.assertEqual({name for row in rows for name in re.findall(r"`(\w+)`", row)}, labels)
 
     def test_the_dependency_can_be_switched_off(self):
         dependency = next(yaml.safe_load(each) for each in blocks() if each.startswith("dependencies"))["dependencies"][0]
