@@ -102,9 +102,9 @@ class Renders(unittest.TestCase):
         (copy / "templates/NOTES.txt").rename(copy / "notes")
         (copy / "templates/notes.yaml").write_text('kind: Notes\ntext: |\n{{ tpl (.Files.Get "notes") . | indent 2 }}')
 
-        def notes(case):
+        def notes(case, *given):
             values = CHART / f"ci/{case}-values.yaml"
-            return helm("4", "template", copy, "--show-only", "templates/notes.yaml", "--values", values)
+            return helm("4", "template", copy, "--show-only", "templates/notes.yaml", "--values", values, *given)
 
         self.assertIn("LOST when its pod is deleted", notes("deployment"))
         self.assertNotIn("LOST", notes("statefulset"))
@@ -112,6 +112,9 @@ class Renders(unittest.TestCase):
         self.assertIn("https://flagtap.events.svc:8030", notes("deployment"))
         self.assertIn("leaves its volume", notes("everything"))
         self.assertIn("flagtap.dev/inject", notes("injector"))
+        self.assertNotIn("WARNING", notes("injector", "--set-json", 'sidecar.dataVolume={"emptyDir":{}}'))
+        self.assertIn("without an fsGroup", notes("injector-self-signed"))
+        self.assertIn("the namespace events only", notes("drain", "--set", "injector.enabled=true"))
 
 
 if __name__ == "__main__":
