@@ -92,7 +92,7 @@ fn cursor(consumer: &ConsumerStats) -> Value {
         .map(|(environment, events)| (environment.clone(), json!(events)));
     json!({
         "destination": consumer.name, "configured": consumer.attached, "position": consumer.position,
-        "note_bytes": consumer.note_bytes, "waiting": waiting.collect::<Map<_, _>>(),
+        "note_bytes": consumer.note.len(), "waiting": waiting.collect::<Map<_, _>>(),
         "oldest_waiting_since": consumer.oldest_waiting_ms.map(|ms| time(UNIX_EPOCH + Duration::from_millis(ms))),
     })
 }

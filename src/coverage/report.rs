@@ -167,15 +167,25 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         );
         shown.extend(switch_on(key, known));
         why.push(Value::Object(shown));
-        for sender in senders.iter().filter(|sender| sender.too_old) {
-            why.push(Value::Object(reason(
-                "sdk_too_old",
-                counts.evaluations,
-                "",
-                &format!("{} does not know the choice of targeting rules", sender.sdk),
-                "update the SDK (docs/sdks.md has the versions), or turn on detailed events of the whole flag",
-            )));
-        }
+    }
+    // What only an SDK can lack: it sends no event for a rule, or no reason with it.
+    let lacking = (counts.held.iter())
+        .filter(|(reason, _)| matches!(reason, Reason::NoReasonGiven | Reason::NotTracked))
+        .map(|(_, events)| events)
+        .sum();
+    let lacking = if counts.received == 0 {
+        counts.evaluations
+    } else {
+        lacking
+    };
+    for sender in senders.iter().filter(|sender| sender.too_old && lacking > 0) {
+        why.push(Value::Object(reason(
+            "sdk_too_old",
+            lacking,
+            "",
+            &format!("{} does not know the choice of targeting rules", sender.sdk),
+            "update the SDK (docs/sdks.md has the versions), or turn on detailed events of the whole flag",
+        )));
     }
     // A few are always counted in one batch and sent in another, or lost to an SDK's own bounds.
     let expected = counts.evaluations / 10 * 9;

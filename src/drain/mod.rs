@@ -37,6 +37,7 @@ mod tests;
 mod window;
 
 pub use breaker::Breaker;
+pub use note::{Noted, noted};
 pub use redelivery::redeliver;
 pub use settings::Settings;
 pub use status::{DrainStatus, Snapshot, State};

@@ -27,6 +27,28 @@ pub(super) const MAX_BYTES: usize = 64 * 1024;
 
 const VERSION: u8 = 2;
 
+/// What a note says of a destination, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// Events that failed and are to be tried again.
+    pub failed: u64,
+    /// When the first of them is due by its schedule, Unix milliseconds.
+    pub next_ms: Option<u64>,
+}
+
+/// Returns what a note says of events that failed; nothing if it cannot be read.
+pub fn noted(note: &[u8]) -> Option<Noted> {
+    let mut noted = Noted::default();
+    let entries = decode(note)?;
+    for mark in entries.iter().flat_map(|entry| &entry.marks).flatten() {
+        if let Mark::Failed { due_ms, .. } = mark {
+            noted.failed += 1;
+            noted.next_ms = Some(noted.next_ms.map_or(*due_ms, |next| next.min(*due_ms)));
+        }
+    }
+    Some(noted)
+}
+
 /// Returns the note for entries in ascending order of positions.
 ///
 /// Of entries that would make it longer than [`MAX_BYTES`], failures are left out first (a restart gives those events
@@ -315,5 +337,27 @@ mod tests {
         fn any_bytes_are_read_without_a_panic(note in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&note);
         }
+    }
+
+    #[test]
+    fn people_are_told_how_many_failed_and_when_the_first_is_due() {
+        let failed = |due_ms| Some(Mark::Failed { failures: 2, due_ms });
+        let entries = [
+            Entry {
+                position: Position(3),
+                marks: vec![failed(9000), None, Some(Mark::Ended(Fate::Delivered))],
+            },
+            Entry {
+                position: Position(7),
+                marks: vec![failed(7000)],
+            },
+        ];
+        let expected = Noted {
+            failed: 2,
+            next_ms: Some(7000),
+        };
+        assert_eq!(noted(&encode(&entries)), Some(expected));
+        assert_eq!(noted(b""), Some(Noted::default()));
+        assert_eq!(noted(&[99]), None);
     }
 }

@@ -398,7 +398,7 @@ impl Ledger {
                 name: name.clone(),
                 attached: account.configured || account.open,
                 position: account.position(),
-                note_bytes: account.note.len() as u64,
+                note: account.note.clone(),
                 recovered: list(&account.recovered),
                 queued: list(&difference(
                     &difference(&self.totals.of(name), &account.opened),

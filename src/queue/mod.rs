@@ -375,8 +375,8 @@ pub struct ConsumerStats {
     pub attached: bool,
     /// The durable cursor: everything before it is settled.
     pub position: u64,
-    /// Size of the note beside the cursor (what is settled behind it, the state of retries), bytes.
-    pub note_bytes: u64,
+    /// The note beside the cursor, in the drain's words: what is settled behind it, the state of retries.
+    pub note: Vec<u8>,
     /// Events found waiting when the queue was opened, by environment.
     pub recovered: Vec<(String, u64)>,
     /// Events appended for this destination since then, by environment; also those whose caller did not wait for the

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::admin::letters::timestamp;
+use crate::drain::{self, Noted};
 use crate::queue::ConsumerStats;
 use crate::queue::sled::inspect::{Overview, SetAside};
 use crate::queue::sled::repair::{Repair, Verification};
@@ -22,7 +23,17 @@ pub(super) fn overview(overview: &Overview, now_ms: u64, out: &mut dyn Write) ->
         overview.tail
     )?;
     writeln!(out, "\ndestinations")?;
-    let mut rows = vec![["name", "waiting", "oldest", "cursor", "note", "dead letters"].map(str::to_owned)];
+    let mut rows = vec![
+        [
+            "name",
+            "waiting",
+            "oldest",
+            "cursor",
+            "to be tried again",
+            "dead letters",
+        ]
+        .map(str::to_owned),
+    ];
     for consumer in &overview.consumers {
         let (letters, transient) = letters(overview, &consumer.name);
         let waiting: Vec<String> = (consumer.waiting.iter())
@@ -37,7 +48,7 @@ pub(super) fn overview(overview: &Overview, now_ms: u64, out: &mut dyn Write) ->
             },
             (consumer.oldest_waiting_ms).map_or_else(|| "-".to_owned(), |ms| since(ms, now_ms)),
             consumer.position.to_string(),
-            bytes(consumer.note_bytes),
+            retries(&consumer.note, now_ms),
             format!("{letters}, {transient} transient"),
         ]);
     }
@@ -173,14 +184,28 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]], out: &mut dyn Write) -
     Ok(())
 }
 
+/// Says which events failed and wait for another try, as far as it was written down.
+fn retries(note: &[u8], now_ms: u64) -> String {
+    match drain::noted(note) {
+        None => format!("unknown ({})", bytes(note.len() as u64)),
+        Some(Noted { failed: 0, .. }) => "none".to_owned(),
+        Some(Noted { failed, next_ms }) => {
+            let wait = next_ms.map_or(0, |at| at.saturating_sub(now_ms) / 1000);
+            format!("{failed}, first in {wait}s")
+        }
+    }
+}
+
 fn consumer_json(overview: &Overview, consumer: &ConsumerStats) -> Value {
     let waiting: BTreeMap<&str, u64> = (consumer.waiting.iter())
         .map(|(environment, events)| (environment.as_str(), *events))
         .collect();
     let (letters, transient) = letters(overview, &consumer.name);
+    let noted = drain::noted(&consumer.note);
     json!({
         "waiting": waiting, "oldest_waiting_since": consumer.oldest_waiting_ms.map(timestamp),
-        "cursor": consumer.position, "note_bytes": consumer.note_bytes,
+        "cursor": consumer.position, "note_bytes": consumer.note.len(),
+        "failed": noted.map(|noted| noted.failed), "next_try": noted.and_then(|noted| noted.next_ms).map(timestamp),
         "dead_letters": letters, "transient_dead_letters": transient,
     })
 }
