@@ -2,6 +2,7 @@
 //! damage.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,6 +13,32 @@ use crate::support::export::{id, markers, read_lines};
 use crate::support::letters::{Narrow, large};
 use crate::support::relay::marked;
 use crate::support::{Relay, Setup, Upstream, eventually};
+
+/// Scenario: a destination that is not there.
+/// Guarantees: `inspect` says how many events failed and when the first is due again, beside the relay and after it.
+#[test]
+fn what_is_to_be_tried_again_is_shown() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    setup.config["destinations"][0] =
+        json!({ "name": "archive", "webhook": { "url": format!("http://{closed}/hook") } });
+    let relay = Relay::start(&setup);
+    let config = setup.write();
+    relay.post("one", &json!([marked("one"), marked("two")]));
+    let shown = || flagtap("queue inspect --json", &config).json()["destinations"]["archive"].clone();
+    let beside = eventually("both to have failed", || {
+        Some(shown()).filter(|shown| shown["failed"] == 2)
+    });
+    assert!(beside["next_try"].is_string(), "{beside}");
+    let table = flagtap("queue inspect", &config).out;
+    assert!(
+        table.contains("to be tried again") && table.contains("2, first in "),
+        "{table}"
+    );
+    relay.kill();
+    assert_eq!(shown()["failed"], 2);
+}
 
 /// Scenario: an event is given up; it is listed and shown beside the running relay and on the stopped folder, replayed on
 /// the stopped folder, exported, and delivered by the next start.
