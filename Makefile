@@ -48,7 +48,7 @@ golden:
 setup:
 	./scripts/setup-tests.sh
 
-# The image, without a registry: docs/release.md. The static build takes several minutes.
+# The image, without a registry: docs/release.md. The static build takes a quarter of an hour on two cores.
 image:
 	./scripts/setup-image.sh
 	./scripts/image.sh
