@@ -115,11 +115,11 @@ impl Policy {
         let surprises = self.gate.trouble().is_none();
         let as_a_whole = together && (self.gate.is_suspicious() || blocked.is_some() || tries.iter().any(tells));
         let mut over = false;
+        let wished = verdicts.iter().filter_map(wish).max();
         if as_a_whole {
-            let wish = verdicts.iter().filter_map(wish).max().unwrap_or(Duration::ZERO);
             let wait = match blocked {
                 Some(_) => BLOCKED_WAIT,
-                None => self.gate.wait(&mut self.random).max(wish),
+                None => self.gate.wait(&mut self.random).max(wished.unwrap_or_default()),
             };
             if outdated {
                 self.gate.failed_too(now + wait);
@@ -136,9 +136,8 @@ impl Policy {
                 self.gate.took_most(limits);
             }
         }
-        let throttled = verdicts.iter().any(|verdict| wish(verdict).is_some());
         let often = tries.iter().any(|tries| tries.sent >= REPEATED_WHOLE);
-        let repeated = if together && often && surprises && blocked.is_none() && !throttled {
+        let repeated = if together && often && surprises && blocked.is_none() && wished.is_none() {
             verdicts.len().div_ceil(REPEATED_IN)
         } else {
             usize::MAX
@@ -166,7 +165,7 @@ impl Policy {
                 due: now + BLOCKED_WAIT,
                 most: usize::MAX,
             },
-            Verdict::Retry { after, why } => self.failed(shared, *tries, after, why),
+            Verdict::Retry { after, why } => self.failed(shared, *tries, honoured(after), why),
         });
         (next.collect(), over)
     }
@@ -177,7 +176,7 @@ impl Policy {
     }
 
     fn failed(&self, shared: Failed, tries: Tries, after: Option<Duration>, why: String) -> Next {
-        let asked = after.map(|wish| shared.now + wish.min(LONGEST_WISH));
+        let asked = after.map(|wish| shared.now + wish);
         let later = |due: Instant| asked.map_or(due, |asked| asked.max(due));
         let again = |failures, planned, most| Next::Again {
             tries: Tries {
@@ -259,9 +258,14 @@ pub(super) fn failure(verdict: &Verdict) -> Option<&str> {
 
 fn wish(verdict: &Verdict) -> Option<Duration> {
     match verdict {
-        Verdict::Retry { after, .. } => *after,
+        Verdict::Retry { after, .. } => honoured(*after),
         _ => None,
     }
+}
+
+/// Returns the wait that a service asks for, as far as it is honoured.
+fn honoured(after: Option<Duration>) -> Option<Duration> {
+    after.map(|wish| wish.min(LONGEST_WISH))
 }
 
 #[cfg(test)]
