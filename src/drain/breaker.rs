@@ -2,10 +2,11 @@
 //!
 //! Closed, it gets all it takes. A request that fails as a whole opens a wait in which it gets nothing; after
 //! [`OPENS_AFTER`] such in a row the breaker is open, and it gets single events at growing waits: what else there is
-//! keeps its tries. An answer half-opens it if the outage was long: requests grow from a few events to the full size, then in number. A
-//! request of which most was taken counts as taken: where a service always refuses some events (throttled shards), those
-//! wait for themselves, and all others must not crawl. Of several requests under way when trouble begins, the answers of the others tell nothing new: they neither end it nor
-//! count as more of it. Decides nothing about events.
+//! keeps its tries. An answer half-opens it if the outage was long: requests grow from a few events to the full size,
+//! then in number. A request of which most was taken counts as taken: where a service always refuses some events
+//! (throttled shards), those wait for themselves, and all others must not crawl. Of several requests under way when
+//! trouble begins, the answers of the others tell nothing new: they neither end it nor count as more of it. Decides
+//! nothing about events.
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ const RAMPS_AFTER: Duration = Duration::from_secs(10);
 /// Events of the first request after an outage.
 const RAMP_ITEMS: usize = 2;
 
-/// How many times larger the next request is: from one event to the 500 of Kinesis in six requests.
+/// How many times larger the next request is: from two events to the 500 of Kinesis in five requests.
 const RAMP_GROWTH: usize = 4;
 
 /// How much a destination gets.

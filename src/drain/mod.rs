@@ -133,7 +133,7 @@ struct Task {
     read_from: Instant,
     idle_at: Instant,
     /// When events that failed were last tried before their time to make room in the window.
-    made_room: Instant,
+    tried_early: Instant,
     /// Set by a soft stop: when a queue that yields nothing counts as empty.
     empty_at: Option<Instant>,
 }
@@ -167,7 +167,7 @@ impl Task {
             reporter: Reporter::new(name.clone(), status, counts.blocked(), counts.breaker()),
             clock,
             read_from: now,
-            made_room: now,
+            tried_early: now,
             idle_at: now + IDLE_INTERVAL,
             empty_at: None,
             service: Arc::new(Service {
@@ -236,11 +236,11 @@ impl Task {
         if !is_crowded || self.flights.count() > 0 {
             return due;
         }
-        let at = self.made_room + self.service.settings.retry.max;
+        let at = self.tried_early + self.service.settings.retry.max;
         if at > now {
             return due.min(at);
         }
-        self.made_room = now;
+        self.tried_early = now;
         self.window
             .hurry(now, |tries| tries.asked.is_none_or(|asked| asked <= now));
         self.window.next_due(now).unwrap_or(due)

@@ -231,9 +231,6 @@ impl Patch {
         wanted: Option<&[&str]>,
         notes: &mut Vec<String>,
     ) {
-        if variables.is_empty() && wanted.is_none() {
-            return;
-        }
         for name in wanted.unwrap_or_default() {
             if !spec.all_containers().any(|container| container.name == *name) {
                 // Only a name that could be one is repeated: notes go into logs and terminals.

@@ -295,6 +295,7 @@ async fn a_queue_that_refuses_is_counted_by_its_reason() {
     ];
     for (number, refusal) in refusals.into_iter().enumerate() {
         let reason = refusal.metric_label();
+        assert!(HOLES.contains(&reason), "{reason} is not shown from the start");
         bench.plan(Err(refusal));
         let body = format!("[{SUMMARY},{CUSTOM},{CUSTOM}]");
         assert_eq!(bench.bulk(&body).await, Outcome::Failed(reason));
