@@ -231,6 +231,32 @@ pub(crate) async fn a_full_queue_drops_the_oldest_and_counts_them(mut rig: Rig) 
     assert_eq!(of(&queue.stats(), LAKE).waiting, []);
 }
 
+pub(crate) async fn who_keeps_up_loses_nothing_to_who_lags(mut rig: Rig) {
+    rig.settings.max_bytes = 12 << 20;
+    let queue = rig.open().await;
+    let (mut lake, mut cdp) = (consumer(&queue, LAKE).await, consumer(&queue, CDP).await);
+    let mut most = 0;
+    for round in 0..900 {
+        store(&queue, rig.sized("a", &[LAKE, CDP], 1, 20_000)).await;
+        if round % 3 == 2 {
+            let records = take(&mut lake, 3).await;
+            commit(&mut lake, records[2].0).await;
+        }
+        // What fails is noted again and again, which takes space too.
+        cdp.commit(None, &[round as u8; 8000]).await.unwrap();
+        most = most.max(queue.stats().bytes);
+    }
+    let stats = queue.stats();
+    assert_eq!(of(&stats, LAKE).evicted, [], "{stats:?}");
+    assert_eq!(of(&stats, LAKE).waiting, [], "{stats:?}");
+    let lagging = of(&stats, CDP);
+    assert!(sum(&lagging.evicted) > 0, "{stats:?}");
+    assert_eq!(sum(&lagging.evicted) + sum(&lagging.waiting), 900, "{stats:?}");
+    // An eviction takes a small part, and the limit is kept but for one round and what is closed just then.
+    assert!(sum(&lagging.waiting) > 60, "{stats:?}");
+    assert!(most < 15 << 20, "{most}");
+}
+
 pub(crate) async fn what_was_returned_is_not_counted_as_evicted(mut rig: Rig) {
     small(&mut rig);
     let queue = rig.open().await;

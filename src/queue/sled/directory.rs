@@ -1,7 +1,7 @@
 //! The queue's directory: its format file, its lock and the places of its parts.
 //!
 //! ```text
-//! FORMAT              "flagtap-queue 1\n"; any other content is refused, and nothing is touched
+//! FORMAT              "flagtap-queue 2\n"; any other content is refused, and nothing is touched
 //! lock                held while a process has the queue open
 //! generations/<n>/    one sled database per generation, named by its first position (20 digits)
 //! quarantine/         parts that could not be opened, moved here as they were
@@ -20,13 +20,16 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-const FORMAT: &str = "flagtap-queue 1\n";
+const FORMAT: &str = "flagtap-queue 2\n";
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DirectoryError {
     /// Made by a version of flagtap that stores otherwise. Only a person can decide what to do.
-    #[error("the queue at {path} has an unknown format ({found}); this version reads \"flagtap-queue 1\"")]
+    #[error(
+        "the queue at {path} has an unknown format ({found}); this version reads \"flagtap-queue 2\". \
+             Deliver what it holds with the version that wrote it, or move it aside"
+    )]
     UnknownFormat { path: String, found: String },
     /// Another process has it open.
     #[error("the queue at {path} is open in another process")]
@@ -181,7 +184,9 @@ impl Directory {
 /// Returns whether a file FORMAT was written by another version: a whole line as FORMAT's with another number. Anything else
 /// is damage, which need not be believed, because every part of the queue has a checksum of its own.
 pub(super) fn is_of_another_version(found: &[u8]) -> bool {
-    let name = FORMAT.trim_end_matches(['1', '\n']).as_bytes();
+    let name = FORMAT
+        .trim_end_matches(|c: char| c.is_ascii_digit() || c == '\n')
+        .as_bytes();
     let number = found.strip_prefix(name).and_then(|rest| rest.strip_suffix(b"\n"));
     found != FORMAT.as_bytes()
         && number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))

@@ -116,7 +116,7 @@ impl Start {
     pub(super) fn restore(path: &Path, first: u64) -> Result<Option<Self>, Failure> {
         let stored = Slot::new(path.to_owned()).get().and_then(|generation| {
             let db = generation.db()?;
-            guarded(|| db.get(b"b"))
+            guarded(|| db.get(layout::START))
         });
         let bytes = match stored {
             Ok(Some(bytes)) => bytes,
@@ -180,7 +180,7 @@ impl Generation {
     /// Returns the generation if there is a state in it. sled opens whatever it is given, if need be as an empty database.
     fn with_state(self) -> Result<Self, Failure> {
         let db = self.db()?;
-        match guarded(|| db.contains_key(b"s"))? {
+        match guarded(|| db.contains_key(layout::STATE))? {
             true => Ok(self),
             false => Err(Failure::Stateless),
         }
@@ -229,7 +229,7 @@ impl Generation {
     /// Returns everything but the records.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
         let db = self.db()?;
-        let state = guarded(|| db.get(b"s"))?.ok_or(Failure::Stateless)?;
+        let state = guarded(|| db.get(layout::STATE))?.ok_or(Failure::Stateless)?;
         let damaged = |_| Failure::Damaged("its state is damaged".to_owned());
         let mut loaded = Loaded {
             state: layout::read_state(&state).map_err(damaged)?,

@@ -1,16 +1,19 @@
-//! What a generation holds: keys and values, format 1. Numbers in keys are big-endian, so that keys sort by them; in
+//! What a generation holds: keys and values, format 2. Numbers in keys are big-endian, so that keys sort by them; in
 //! values little-endian. A string or byte string is its length (u32) and its bytes.
 //!
 //! ```text
 //! key                        value
-//! r <position u64> <part u32>  a piece of an encoded record, at most CHUNK bytes; parts count from 0
-//! b                          what the generation's file `start` says, should that be damaged
-//! s                          crc, the state at the last write: 8 tail, 8 newest receipt (ms), 8 payload bytes,
+//! a                          crc, the state at the last write: 8 tail, 8 newest receipt (ms), 8 payload bytes,
 //!                            totals; then a count (u32) of (destination, 8 oldest waiting receipt)
+//! b                          what the generation's file `start` says, should that be damaged
 //! c <name>                   crc, a cursor: 8 position, counts of what is settled, 4 note length, 4 CRC-32 of the note
-//! n <name> <part u32>        a piece of the cursor's note
+//! d <name> <part u32>        a piece of the cursor's note
 //! m <block u32>              crc, duplicate marks in order: each 16 key, 8 end of its window (ms)
+//! r <position u64> <part u32>  a piece of an encoded record, at most CHUNK bytes; parts count from 0
 //! ```
+//!
+//! The order of the keys matters: sled rewrites a leaf, neighbours and all, after every tenth write to it. What is written again
+//! and again (a, c, d) stands together at the beginning, beside small blocks of marks and away from the records.
 //!
 //! `crc` is the CRC-32 (4 bytes) of the rest of the value. Counts are a count (u32) of (environment, 8 events); totals a
 //! count of (destination, counts). sled checks its pages too, but what it recovers after damage can be older than what
@@ -27,7 +30,12 @@ use crate::record::wire::{Malformed, Put, Take};
 /// segment (4 MiB) goes to a separate file that sled never syncs: 17 × 48 000 stays below that.
 pub(super) const CHUNK: usize = 48_000;
 
-const MARKS_PER_BLOCK: usize = CHUNK / 24;
+/// The key of the state, and that of the copy of `start`.
+pub(super) const STATE: &[u8] = b"a";
+pub(super) const START: &[u8] = b"b";
+
+/// Small, since the first blocks are in the leaf that is rewritten most: a kilobyte.
+const MARKS_PER_BLOCK: usize = 40;
 
 /// The state of the whole queue at a write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,12 +75,12 @@ impl Writes {
             value.put_str(name);
             value.put_u64(*oldest_ms);
         }
-        self.put(b"s".to_vec(), seal(&value));
+        self.put(STATE.to_vec(), seal(&value));
     }
 
     /// Adds a copy of the generation's `start`.
     pub(super) fn start(&mut self, sealed: &[u8]) {
-        self.put(b"b".to_vec(), sealed.to_vec());
+        self.put(START.to_vec(), sealed.to_vec());
     }
 
     /// Adds a cursor and its note.
@@ -132,7 +140,7 @@ pub(super) fn cursor_key(name: &str) -> Vec<u8> {
 }
 
 pub(super) fn note_key(name: &str, part: u32) -> Vec<u8> {
-    [b"n", name.as_bytes(), &part.to_be_bytes()].concat()
+    [b"d", name.as_bytes(), &part.to_be_bytes()].concat()
 }
 
 fn mark_key(block: u32) -> Vec<u8> {

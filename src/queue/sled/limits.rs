@@ -4,6 +4,7 @@
 //! each destination and environment, before its generation goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{error, warn};
 
@@ -13,6 +14,11 @@ use crate::queue::{AppendError, Boundary, ConsumeError, Loss, WhenFull};
 
 /// Bytes on disk per byte written, at the most, once sled has rewritten its leaves.
 const AMPLIFICATION: u64 = 3;
+
+/// How long a generation that was the newest until now is kept for those that read it, though the queue is over `max_bytes`,
+/// and by which part of `max_bytes` it may be over meanwhile. Whoever keeps up needs a moment only, and loses nothing.
+const GRACE: Duration = Duration::from_secs(2);
+const GRACE_PART: u64 = 8;
 
 impl Store {
     /// Returns why a round may not grow to `pending` bytes.
@@ -97,6 +103,9 @@ impl Store {
             if self.shared.settings.when_full == WhenFull::DropNewest {
                 return;
             }
+            if self.in_grace(limit) {
+                return;
+            }
             if !self.evict_oldest("max_bytes") {
                 let holds_records = self.current.as_ref().is_some_and(|current| current.payload > 0);
                 if rotated || !holds_records || self.rotate().is_err() {
@@ -105,6 +114,13 @@ impl Store {
                 rotated = true;
             }
         }
+    }
+
+    /// Whether the oldest generation was the newest a moment ago, and the queue not much over its `limit`.
+    fn in_grace(&self, limit: u64) -> bool {
+        let state = self.shared.lock();
+        let closed = state.generations.values().next().and_then(|oldest| oldest.closed);
+        closed.is_some_and(|closed| closed.elapsed() < GRACE) && state.bytes() <= limit + limit / GRACE_PART
     }
 
     /// Moves a generation that cannot be read aside. What it held is lost, and counted.
@@ -175,7 +191,10 @@ impl Store {
             let part = state.generations.get(&current.first);
             part.is_some_and(|part| !state.ledger.needs(&part.start.totals, end))
         };
-        if settled && current.payload > self.generation_bytes() / 4 {
+        let grown = current.disk.1.saturating_sub(current.disk.0);
+        let is_large =
+            current.payload > self.shared.settings.generation_bytes / 4 || grown > self.generation_disk_bytes() / 2;
+        if settled && is_large {
             // A failure is dealt with where it happens.
             let _ = self.rotate();
         }

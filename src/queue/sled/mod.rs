@@ -33,7 +33,7 @@ use std::pin::pin;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -107,6 +107,8 @@ struct Part {
     start: Start,
     /// Where it ends; unknown for the newest, and where the generation behind it is missing.
     end: Option<u64>,
+    /// When it stopped being the newest, if this process saw it.
+    closed: Option<Instant>,
     slot: Arc<Slot>,
     bytes: u64,
 }

@@ -100,6 +100,7 @@ impl Store {
                 first: *first,
                 created_ms: found.starts.get(first).map_or(0, |start| start.created_ms),
                 payload: loaded.state.payload,
+                disk: (0, generation.disk_bytes()),
                 next_block: loaded.next_block,
                 generation: Arc::clone(generation),
             }),
@@ -309,6 +310,7 @@ fn parts(
         let newest = current.filter(|(newest, _)| *newest == first);
         let part = Part {
             end: ends.get(&first).copied().filter(|_| newest.is_none()),
+            closed: None,
             bytes: disk_bytes(&path),
             slot: match newest {
                 Some((_, generation)) => Slot::opened(path, generation),

@@ -204,7 +204,7 @@ mod tests {
         {
             let config = ::sled::Config::new().path(&parts[1]).segment_size(4 << 20);
             let db = config.flush_every_ms(None).open().unwrap();
-            db.remove(b"b").unwrap();
+            db.remove(crate::queue::sled::layout::START).unwrap();
             db.flush().unwrap();
         }
         let verification = Inspection::open(rig.path()).unwrap().verify().unwrap();

@@ -21,10 +21,13 @@ use crate::queue::{AppendError, Appended, ConsumeError, Entry, Marks, Position, 
 use crate::record::Record;
 use crate::record::codec::{self, EncodeError, Encoder, Header};
 
+/// Bytes on disk below which a generation is not worth its beginning, whatever `max_bytes` is.
+const LEAST_GENERATION: u64 = 1 << 20;
+
 /// How long to leave the disk alone after a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Bytes of notes that a generation without records may take more than others. They come one a request at the most.
+/// Bytes on disk that a generation may take at the least if it holds no records: notes, one a request at the most.
 const NOTES_BYTES: u64 = 16 << 20;
 
 /// Bytes of event JSON of the dead letters that are appended again in one go: appends wait that long.
@@ -49,6 +52,8 @@ pub(super) struct Current {
     pub(super) first: u64,
     pub(super) created_ms: u64,
     pub(super) payload: u64,
+    /// Bytes its database took on disk when it was begun, and takes now.
+    pub(super) disk: (u64, u64),
     pub(super) next_block: u32,
     pub(super) generation: Arc<Generation>,
 }
@@ -109,11 +114,18 @@ impl Round {
 }
 
 impl Store {
-    /// Returns the bytes of records that one generation takes: less if `max_bytes` is small, so that an eviction takes about an
-    /// eighth of it (what is written takes up to three times its size on disk).
-    pub(super) fn generation_bytes(&self) -> u64 {
-        let settings = &self.shared.settings;
-        settings.generation_bytes.min((settings.max_bytes / 24).max(1 << 20))
+    /// Whether the newest generation has had its share: of payload, or of the disk. Mostly what is written takes up to three
+    /// times its size on disk, but up to ten times where destinations commit often and little is appended.
+    fn is_full(&self, current: &Current) -> bool {
+        let (begun, disk) = current.disk;
+        // What was carried over, of which much can be needed, must not fill a generation.
+        let share = self.generation_disk_bytes().max(begun.saturating_mul(2));
+        current.payload >= self.shared.settings.generation_bytes || disk >= share
+    }
+
+    /// Returns the bytes on disk that one generation takes: about an eighth of `max_bytes`, as that is what an eviction takes.
+    pub(super) fn generation_disk_bytes(&self) -> u64 {
+        (self.shared.settings.max_bytes / 8).max(LEAST_GENERATION)
     }
 
     /// Takes a record into the round, or answers at once.
@@ -249,7 +261,8 @@ impl Store {
         }
         current.payload = state.payload;
         current.next_block = next_block;
-        let (first, bytes) = (current.first, current.generation.disk_bytes());
+        current.disk.1 = current.generation.disk_bytes();
+        let (first, bytes) = (current.first, current.disk.1);
         let position = {
             let mut state = self.shared.lock();
             // A caller that ran out of patience may have said otherwise.
@@ -289,11 +302,9 @@ impl Store {
     pub(super) fn ensure_current(&mut self) -> Result<(), String> {
         let is_empty = |first| self.shared.lock().ledger.tail == first;
         match &self.current {
-            Some(current) if current.payload < self.generation_bytes() => Ok(()),
-            // Only notes filled it. A generation after an empty one would have to skip its position.
-            Some(current) if current.payload < self.generation_bytes() + NOTES_BYTES && is_empty(current.first) => {
-                Ok(())
-            }
+            Some(current) if !self.is_full(current) => Ok(()),
+            // Only notes filled it. A generation after an empty one has to skip its position.
+            Some(current) if current.disk.1 < NOTES_BYTES && is_empty(current.first) => Ok(()),
             Some(_) => self.rotate(),
             None if Instant::now() < self.retry_at => Err(self.why_unavailable()),
             None => self.rotate(),
@@ -356,14 +367,17 @@ impl Store {
         let newest = shared.generations.values_mut().next_back();
         if let Some(part) = newest.filter(|part| part.end.is_none()) {
             part.end = Some(start.previous_end);
+            part.closed = Some(Instant::now());
         }
         shared.ledger.tail = start.first;
         shared.ledger.written(&names);
         shared.unavailable = None;
+        let disk = generation.disk_bytes();
         let part = Part {
             slot: Slot::opened(path, &generation),
             end: None,
-            bytes: generation.disk_bytes(),
+            closed: None,
+            bytes: disk,
             start: start.clone(),
         };
         shared.generations.insert(start.first, part);
@@ -372,6 +386,7 @@ impl Store {
             first: start.first,
             created_ms: now_ms,
             payload: 0,
+            disk: (disk, disk),
             next_block,
             generation,
         });

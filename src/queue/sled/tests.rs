@@ -153,7 +153,7 @@ async fn a_generation_without_a_start_costs_no_other() {
     let positions = several_generations(&mut rig).await;
     let path = &generations(&rig)[1];
     fs::write(path.join("start"), b"damage").unwrap();
-    with_database(path, |db| drop(db.remove(b"b").unwrap()));
+    with_database(path, |db| drop(db.remove(crate::queue::sled::layout::START).unwrap()));
     let queue = rig.open().await;
     let mut lake = consumer(&queue, LAKE).await;
     let records = take(&mut lake, 6).await;
@@ -200,7 +200,7 @@ async fn snapshots_that_a_full_disk_left_empty_do_not_stop_an_open() {
 async fn an_unknown_format_is_refused_untouched() {
     let mut rig = Rig::new(START);
     several_generations(&mut rig).await;
-    fs::write(rig.path().join("FORMAT"), "flagtap-queue 2\n").unwrap();
+    fs::write(rig.path().join("FORMAT"), "flagtap-queue 3\n").unwrap();
     let before = listing(rig.path());
     let queue = rig.start();
     eventually(|| {
