@@ -37,6 +37,7 @@ mod power_cut;
 #[cfg(feature = "pubsub")]
 mod pubsub;
 mod queue_tools;
+mod redaction;
 mod reload;
 mod replay;
 mod sdks;

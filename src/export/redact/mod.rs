@@ -113,6 +113,7 @@ impl Redact {
                 "null" => Ok(Fate::Keep),
                 value if member.is("context") => self.context(value),
                 value if member.is("user") => self.user(value),
+                _ if name(member).is_ok_and(|name| resembles(&name)) => Err(NOT_REDACTABLE),
                 _ => Ok(Fate::Keep),
             })
             .collect::<Result<_, &'static str>>()?;
@@ -144,7 +145,8 @@ impl Redact {
         let mut fates: Vec<Fate> = members
             .iter()
             .map(|member| match name(member)? {
-                name if ["key", "kind", "anonymous", "_meta"].contains(&name.as_str()) => Ok(Fate::Keep),
+                name if name == "_meta" => Ok(Fate::Keep),
+                name if ["key", "kind", "anonymous"].contains(&name.as_str()) => plain(member.value),
                 name => Ok(self.attribute(name, member.value, &mut redacted)),
             })
             .collect::<Result<_, &'static str>>()?;
@@ -179,10 +181,11 @@ impl Redact {
         let mut fates: Vec<Fate> = members
             .iter()
             .map(|member| match self.others {
-                Some(_) if !is_list(member) => Fate::Drop,
-                _ => Fate::Keep,
+                _ if is_list(member) => names(member.value),
+                Some(_) => Ok(Fate::Drop),
+                None => Ok(Fate::Keep),
             })
-            .collect();
+            .collect::<Result<_, &'static str>>()?;
         let added = extend(&members, &mut fates, "redactedAttributes", redacted);
         Ok(replaced(rewrite(json, &members, &fates, added.as_deref())))
     }
@@ -194,7 +197,8 @@ impl Redact {
         let mut fates: Vec<Fate> = members
             .iter()
             .map(|member| match name(member)? {
-                name if ["key", "anonymous", "privateAttrs"].contains(&name.as_str()) => Ok(Fate::Keep),
+                name if ["key", "anonymous"].contains(&name.as_str()) => plain(member.value),
+                name if name == "privateAttrs" => names(member.value),
                 name if name == "custom" => self.custom(member.value, &mut redacted),
                 name => Ok(self.attribute(name, member.value, &mut redacted)),
             })
@@ -252,6 +256,9 @@ impl Redact {
                 .collect();
             return replaced(rewrite(value, &members, &fates, None));
         }
+        // No reference reaches into a list. What it holds may be just what is to be redacted, so all of it is.
+        let within = || node.and_then(Node::action).filter(|_| value.starts_with('['));
+        let rule = rule.or_else(within);
         let fate = match rule.or(others) {
             None => return Fate::Keep,
             Some(Action::Hash) if value == "null" => return Fate::Keep,
@@ -287,6 +294,14 @@ impl Node {
         node.rule = node.rule.filter(|rule| matches!(rule, Rule::Redact(_))).or(Some(rule));
     }
 
+    /// Returns what is to become of the attribute, or else of one within it.
+    fn action(&self) -> Option<Action> {
+        match self.rule {
+            Some(Rule::Redact(action)) => Some(action),
+            _ => self.within.values().find_map(Self::action),
+        }
+    }
+
     fn hashes(&self) -> bool {
         matches!(self.rule, Some(Rule::Redact(Action::Hash))) || self.within.values().any(Self::hashes)
     }
@@ -320,6 +335,26 @@ fn list(names: &[String]) -> String {
 
 fn replaced(json: Option<String>) -> Fate {
     json.map_or(Fate::Keep, Fate::Replace)
+}
+
+/// Whether a member of an event looks as if it held a context, though no SDK names one so.
+fn resembles(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["context", "contexts", "user", "users"].contains(&name.as_str())
+}
+
+/// Keeps a value that is never redacted, unless it holds others.
+fn plain(json: &str) -> Result<Fate, &'static str> {
+    match json.starts_with(['{', '[']) {
+        true => Err(NOT_REDACTABLE),
+        false => Ok(Fate::Keep),
+    }
+}
+
+/// Keeps a list of attributes' names, unless it holds anything else.
+fn names(json: &str) -> Result<Fate, &'static str> {
+    let names = serde_json::from_str::<Option<Vec<String>>>(json);
+    names.map(|_| Fate::Keep).map_err(|_| NOT_REDACTABLE)
 }
 
 /// Returns a member's name; without valid Unicode nothing can say whether it is meant.

@@ -97,6 +97,18 @@ fn an_allowed_attribute_may_hold_one_that_is_not() {
 }
 
 #[test]
+fn a_list_in_place_of_an_attribute_that_holds_others_goes_whole() {
+    let redact = redact("attributes: { /address/street: drop }");
+    assert_eq!(
+        applied(
+            &redact,
+            r#"{"context":{"kind":"user","key":"k","address":[{"street":"s"}],"plan":["p"]}}"#
+        ),
+        r#"{"context":{"kind":"user","key":"k","plan":["p"],"_meta":{"redactedAttributes":["address"]}}}"#
+    );
+}
+
+#[test]
 fn hashes_are_hmac_sha256_of_the_text() {
     let redact = redact(&format!("attributes: {{ email: hash, age: hash }}\nhash_key: {KEY}"));
     // Computed with Python's hmac: whoever has the key can find an address again.
@@ -123,6 +135,14 @@ fn an_event_of_another_shape_is_not_sent() {
         r#"{"context":{"kind":"user","key":"k","\ud800":"e@x"}}"#,
         r#"{"user":7}"#,
         r#"{"user":{"key":"k","custom":["e@x"]}}"#,
+        r#"{"Context":{"kind":"user","key":"k","email":"e@x"}}"#,
+        r#"{"contexts":[{"kind":"user","key":"k","email":"e@x"}]}"#,
+        r#"{"\u0055ser":{"key":"k","email":"e@x"}}"#,
+        r#"{"context":{"kind":"user","key":{"email":"e@x"}}}"#,
+        r#"{"context":{"kind":"user","key":"k","anonymous":["e@x"]}}"#,
+        r#"{"context":{"kind":"user","key":"k","_meta":{"redactedAttributes":[{"email":"e@x"}]}}}"#,
+        r#"{"user":{"key":["e@x"]}}"#,
+        r#"{"user":{"key":"k","privateAttrs":{"email":"e@x"}}}"#,
     ] {
         assert_eq!(redact.apply(json.as_bytes()), Err(NOT_REDACTABLE), "{json}");
     }
@@ -165,6 +185,7 @@ fn attributes() -> impl Strategy<Value = String> {
             format!(r#""email":{value}"#),
             format!(r#" "\u0065mail" :{value}"#),
             format!(r#""address":{{"street":{value},"city":"c"}}"#),
+            format!(r#""address":[{{"street":{value}}},"c"]"#),
             format!(r#""address": {{ "city":"c" , "stre\u0065t" : {value} }}"#),
         ])
     });
