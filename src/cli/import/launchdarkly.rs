@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
+use super::text::comment;
 use super::{Account, Destination, Environment, Tracked};
 use crate::catalogue::rest::Rest;
 use crate::catalogue::{self, Flag};
@@ -53,7 +54,7 @@ fn token(file: Option<&Path>) -> anyhow::Result<Secret> {
 
 async fn account(rest: Rest, asked: &[String]) -> anyhow::Result<Account> {
     let destinations = rest.destinations().await?;
-    let mut environments = Vec::new();
+    let (mut environments, mut left_out) = (Vec::new(), Vec::new());
     let mut missing: Vec<&String> = asked.iter().collect();
     for project in rest.projects().await? {
         for mut environment in project.environments {
@@ -65,6 +66,11 @@ async fn account(rest: Rest, asked: &[String]) -> anyhow::Result<Account> {
             if exports || asked.contains(&name) {
                 rest.read_flags(&mut environment).await?;
                 environments.push(found(environment));
+            } else {
+                left_out.push(format!(
+                    "the environment {}: it has no destination (--environment {0} imports it)",
+                    comment(&name)
+                ));
             }
         }
     }
@@ -89,6 +95,7 @@ async fn account(rest: Rest, asked: &[String]) -> anyhow::Result<Account> {
         environments,
         destinations: destinations.collect(),
         flags_may_be_missing: false,
+        left_out,
     })
 }
 

@@ -54,6 +54,8 @@ struct Account {
     destinations: Vec<Destination>,
     /// Flags that are not among those of an environment may be exported too.
     flags_may_be_missing: bool,
+    /// What the source has and the configuration does not, for people.
+    left_out: Vec<String>,
 }
 
 /// An environment of a project.

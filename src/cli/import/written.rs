@@ -7,6 +7,7 @@ use anyhow::ensure;
 use super::text::{Names, comment, quoted, quoted_key};
 use super::{Account, Destination, Environment, Tracked, destination};
 use crate::config::Config;
+use crate::problems::Severity;
 use crate::queue::now_ms;
 
 /// The largest configuration with single flags in it, bytes; flagtap takes 1 MiB.
@@ -53,7 +54,7 @@ pub(super) fn write(account: &Account) -> anyhow::Result<Written> {
         );
     }
     let mut said = String::new();
-    for left_out in &writer.left_out {
+    for left_out in account.left_out.iter().chain(&writer.left_out) {
         let _ = writeln!(said, "left out: {left_out}");
     }
     let _ = writeln!(said, "set before `flagtap check`:");
@@ -269,20 +270,25 @@ impl Writer<'_> {
             }
         };
         let (kind, lines) = settings;
-        let _ = writeln!(
-            out,
-            "  # The {}.\n  - name: {}\n    {kind}:",
-            comment(&called),
-            quoted(&name)
-        );
+        let mut entry = format!("  - name: {}\n    {kind}:\n", quoted(&name));
         for line in &lines {
             if line.starts_with("role_arn") {
-                out.push_str(
+                entry.push_str(
                     "      # Trusts LaunchDarkly's account: have it trust flagtap's identity, or leave it out.\n",
                 );
             }
-            let _ = writeln!(out, "      {line}");
+            let _ = writeln!(entry, "      {line}");
         }
+        if let Err(why) = alone(&name, &entry) {
+            let why = comment(&why);
+            self.left_out.push(format!("the {}: {why}", comment(&called)));
+            let _ = writeln!(out, "  # The {}: {why}.", comment(&called));
+            for line in entry.lines() {
+                let _ = writeln!(out, "  #{}", line.strip_prefix("  ").unwrap_or(line));
+            }
+            return None;
+        }
+        let _ = write!(out, "  # The {}.\n{entry}", comment(&called));
         self.wanted.extend(wanted);
         Some(quoted(&name))
     }
@@ -300,9 +306,68 @@ impl Writer<'_> {
     }
 }
 
+/// Whether flagtap takes a destination's entry. LaunchDarkly may have taken what flagtap refuses, and one such destination
+/// must not cost the others.
+fn alone(name: &str, entry: &str) -> Result<(), String> {
+    let text = format!(
+        "environments:\n  - name: e\n    credentials: {{ sdk_keys: [k] }}\n    destinations: [{}]\ndestinations:\n{entry}",
+        quoted(name)
+    );
+    let parsed = Config::parse(&text, &|name| Some(name.to_ascii_lowercase()));
+    parsed.map(|_| ()).map_err(|problems| {
+        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+        let said = errors.map(|problem| {
+            let path = problem.place.path.trim_start_matches("destinations[0].");
+            format!("{path} {}", problem.message)
+        });
+        said.collect::<Vec<_>>().join("; ")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    fn kinesis(name: &str, stream: &str) -> Destination {
+        let config =
+            json!({ "region": "eu-west-1", "roleArn": "arn:aws:iam::123456789012:role/export", "streamName": stream });
+        Destination {
+            project: "shop".to_owned(),
+            environment: "production".to_owned(),
+            name: name.to_owned(),
+            kind: "kinesis".to_owned(),
+            config: config.as_object().unwrap().clone(),
+            on: true,
+        }
+    }
+
+    #[test]
+    fn a_destination_that_flagtap_does_not_take_costs_no_other() {
+        let account = Account {
+            environments: vec![Environment {
+                project: "shop".to_owned(),
+                key: "production".to_owned(),
+                ..Environment::default()
+            }],
+            destinations: vec![kinesis("odd", "two words"), kinesis("good", "events")],
+            ..Account::default()
+        };
+        let written = write(&account).unwrap();
+        assert!(
+            written.text.contains("    destinations: [\"good\"]\n"),
+            "{}",
+            written.text
+        );
+        assert!(
+            written.text.contains("\n  #- name: \"odd\"\n  #  kinesis:\n"),
+            "{}",
+            written.text
+        );
+        let left_out = "left out: the destination odd of shop/production: kinesis.stream_name";
+        assert!(written.said.contains(left_out), "{}", written.said);
+        assert!(!written.said.contains("ODD"), "{}", written.said);
+    }
 
     #[test]
     fn an_account_of_another_instance_goes_to_its_own_events_service() {
