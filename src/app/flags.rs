@@ -9,7 +9,7 @@ use tracing::{error, warn};
 use crate::app::catalogue::Reader;
 use crate::config::{self, Config, Engine};
 use crate::coverage::file::{self, Environments, Keeper};
-use crate::coverage::{self, Environment, Pieces};
+use crate::coverage::{self, Environment, Goal, Pieces};
 use crate::export::selection::FlagDefault;
 use crate::queue::{Queue, now_ms};
 
@@ -22,7 +22,6 @@ pub(super) struct Flags {
     keeper: Arc<Keeper>,
     catalogue: Reader,
     known_before: bool,
-    since_ms: u64,
 }
 
 impl Flags {
@@ -43,12 +42,11 @@ impl Flags {
             known_before: !loaded.is_empty(),
             keeper: Arc::new(Keeper::new(folder, loaded)),
             catalogue: catalogue.clone(),
-            since_ms: now_ms(),
         }
     }
 
-    /// Returns the flags of an environment with this configuration.
-    pub(super) fn of(&self, environment: &config::Environment) -> Arc<Environment> {
+    /// Returns the flags of an environment, which is as this configuration says from now on.
+    pub(super) fn of(&self, environment: &config::Environment, config: &Config) -> Arc<Environment> {
         let (flags, known) = self.keeper.environment(&environment.name);
         if let FlagDefault::New { since_ms } = environment.export.flags.default
             && !known
@@ -62,6 +60,13 @@ impl Flags {
             );
         }
         flags.told_by(self.catalogue.place(environment));
+        let named = |name: &String| config.destinations.iter().find(|one| one.name == *name);
+        let destinations = environment.destinations.iter().filter_map(named);
+        let goal = Goal {
+            export: environment.export.clone(),
+            destinations: destinations.map(|one| (one.name.clone(), one.narrow.clone())).collect(),
+        };
+        flags.aims_at(goal, now_ms());
         flags
     }
 
@@ -71,7 +76,7 @@ impl Flags {
         let flags: Vec<_> = environments
             .map(|environment| self.keeper.environment(&environment.name).0)
             .collect();
-        coverage::document(flags.iter().map(AsRef::as_ref), only, self.since_ms)
+        coverage::document(flags.iter().map(AsRef::as_ref), only)
     }
 
     /// Writes new flags until `stop`, and once more then. Not while the queue is unavailable: its folder may belong to

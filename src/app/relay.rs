@@ -53,7 +53,7 @@ pub(super) fn policy(config: &Config, flags: &Flags, metrics: &Metrics) -> Polic
         project_id: environment.project_id.clone(),
         environment_id: environment.environment_id.clone(),
         selection: Selection::new(environment.export.clone()),
-        coverage: flags.of(environment),
+        coverage: flags.of(environment, config),
         destinations: environment.destinations.clone(),
     });
     let settings = PolicySettings {

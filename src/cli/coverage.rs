@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cli::print;
+use crate::cli::{print, printable};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -68,7 +68,7 @@ fn table(document: &Value) -> String {
     let mut out = String::new();
     for environment in list(document, "environments") {
         let flags = list(environment, "flags");
-        let since = document["since"].as_str().unwrap_or_default();
+        let since = environment["since"].as_str().unwrap_or_default();
         let name = environment["name"].as_str().unwrap_or_default();
         let _ = writeln!(out, "environment {name}, since {since}\n");
         let rows: Vec<[String; 6]> = flags.iter().map(row).collect();
@@ -108,10 +108,19 @@ fn row(flag: &Value) -> [String; 6] {
     let number = |name: &str| flag[name].as_u64().unwrap_or(0).to_string();
     let because: Vec<String> = list(flag, "not_exported")
         .iter()
-        .map(|why| format!("{} ({})", why["reason"].as_str().unwrap_or_default(), why["events"]))
+        .map(|why| {
+            let reason = format!("{} ({})", why["reason"].as_str().unwrap_or_default(), why["events"]);
+            match why["destination"].as_str() {
+                Some(name) => format!("{name}: {reason}"),
+                None => reason,
+            }
+        })
         .collect();
     [
-        printable(flag["flag"].as_str().unwrap_or_default()),
+        printable(flag["flag"].as_str().unwrap_or_default())
+            .chars()
+            .take(80)
+            .collect(),
         number("evaluations"),
         number("received"),
         number("exported"),
@@ -138,14 +147,6 @@ fn remedies(out: &mut String, flags: &[Value]) {
     }
 }
 
-/// Keys come from traffic and are shown on a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .take(80)
-        .collect()
-}
-
 fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
     value[name].as_array().map_or(&[], Vec::as_slice)
 }
@@ -161,6 +162,7 @@ mod tests {
         let why = json!({ "reason": "flag_held", "events": 2, "what": "it is held", "remedy": "export it" });
         let off = json!({ "reason": "detailed_events_off", "events": 9, "what": "off", "remedy": "turn it on",
             "rest": "curl x", "terraform": "track_events = true" });
+        let only = json!({ "reason": "only_other_flags", "events": 2, "destination": "lake", "what": "lake", "remedy": "add it" });
         let flag = |key: &str, counts: [u64; 3], why: &[&Value]| {
             json!({ "flag": key, "evaluations": counts[0], "received": counts[1], "exported": counts[2],
                 "last_seen": "2026-11-22T00:00:00Z", "not_exported": why })
@@ -170,9 +172,10 @@ mod tests {
             flag("b\u{1b}[31m", [0, 2, 0], &[&why]),
             flag("c", [9, 0, 0], &[&off]),
             flag("d", [9, 2, 0], &[&why]),
+            flag("e\u{202e}", [2, 2, 2], &[&only]),
         ];
-        let document = json!({ "since": "2026-11-21T00:00:00Z", "environments": [
-            { "name": "production", "flags_beyond": 7, "flags": flags },
+        let document = json!({ "environments": [
+            { "name": "production", "since": "2026-11-21T00:00:00Z", "flags_beyond": 7, "flags": flags },
         ]});
         assert_eq!(
             table(&document),
@@ -182,9 +185,11 @@ mod tests {
              b\u{fffd}[31m              0         2         0  2026-11-22T00:00:00Z  flag_held (2)\n\
              c                   9         0         0  2026-11-22T00:00:00Z  detailed_events_off (9)\n\
              d                   9         2         0  2026-11-22T00:00:00Z  flag_held (2)\n\
+             e\u{fffd}                  2         2         2  2026-11-22T00:00:00Z  lake: only_other_flags (2)\n\
              and 7 sights of flags beyond those that are followed\n\n\
              flag_held: it is held\n  remedy: export it\n\n\
-             detailed_events_off: off\n  remedy: turn it on\n  REST API: curl x\n  Terraform: track_events = true\n\n"
+             detailed_events_off: off\n  remedy: turn it on\n  REST API: curl x\n  Terraform: track_events = true\n\n\
+             only_other_flags: lake\n  remedy: add it\n\n"
         );
     }
 }

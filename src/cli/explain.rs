@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 use crate::app::{platform, whose};
 use crate::catalogue::{self, Dates, Place, Shelf};
-use crate::cli::{UNUSABLE, print};
+use crate::cli::{UNUSABLE, print, printable};
 use crate::config::{self, Config, Engine, Environment, process_environment};
 use crate::coverage;
 use crate::destination::{Destination, Encoded};
@@ -401,7 +401,12 @@ impl<'a> Explainer<'a> {
                         if !item.body.ends_with(b"\n") {
                             sent.push(b'\n');
                         }
-                        format!("gets {} bytes{}", item.body.len(), redacted(&json, event.json))
+                        let when = if settings.paused {
+                            " once it is no longer paused [paused]"
+                        } else {
+                            ""
+                        };
+                        format!("gets {} bytes{when}{}", item.body.len(), redacted(&json, event.json))
                     }
                 },
             };
@@ -426,7 +431,7 @@ fn has_contexts(event: &Event) -> bool {
 /// Returns what an event is in a few words: its kind and the flag or name that it is about.
 fn title(event: &Event) -> String {
     let key = event.key().unwrap_or_default();
-    let key: String = key.chars().filter(|c| !c.is_control()).take(80).collect();
+    let key: String = printable(&key).chars().take(80).collect();
     format!("{} {key}", event.kind).trim_end().to_owned()
 }
 
@@ -443,7 +448,7 @@ fn told(event: &Event, known: &catalogue::Environment) -> Option<String> {
     let id = reason.and_then(|reason| serde_json::from_str::<String>(reason.get("ruleId")?).ok());
     if let Some(rule) = id.and_then(|id| flag.rules.iter().find(|rule| rule.id == id)) {
         let description = rule.description.as_deref().unwrap_or("without description");
-        let _ = write!(told, "; rule {}: {description}", rule.id);
+        let _ = write!(told, "; rule {}: {}", rule.id, printable(description));
     }
     Some(told)
 }

@@ -259,3 +259,13 @@ fn filter(level: Level) -> EnvFilter {
 fn print(text: &str) {
     print!("{text}");
 }
+
+/// Returns a text from elsewhere as it can be shown on a terminal: without what steers one, or makes it show another text.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}

@@ -5,10 +5,11 @@
 //! only counted. Holds flag keys, SDK names and numbers; nothing about a context.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::catalogue::{Known, Place};
-use crate::export::selection::Creation;
+use crate::export::narrow::Narrow;
+use crate::export::selection::{Creation, Settings};
 
 pub mod file;
 mod report;
@@ -43,7 +44,25 @@ pub struct Sender {
 pub struct Environment {
     name: String,
     place: RwLock<Place>,
+    aim: RwLock<Aim>,
     table: Mutex<Table>,
+}
+
+/// What the environment exports, and what its destinations take of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// What is exported.
+    pub export: Settings,
+    /// Where it goes: the destinations' names, and what each of them gets.
+    pub destinations: Vec<(String, Narrow)>,
+}
+
+/// What is in force, shared with whoever reads.
+#[derive(Clone, Default)]
+struct Aim {
+    goal: Option<Arc<Goal>>,
+    /// When it came into force, Unix milliseconds: counting began then.
+    since_ms: u64,
 }
 
 #[derive(Default)]
@@ -83,6 +102,7 @@ impl Environment {
         Self {
             name: name.to_owned(),
             place: RwLock::default(),
+            aim: RwLock::default(),
             table: Mutex::new(Table {
                 flags: flags.collect(),
                 ..Table::default()
@@ -99,6 +119,30 @@ impl Environment {
     pub fn known(&self) -> Option<Known> {
         let place = self.place.read().unwrap_or_else(PoisonError::into_inner);
         place.known()
+    }
+
+    /// Has the environment know what it exports from now on. If that is something else than before, counting begins anew:
+    /// reasons of before would contradict the settings that are shown with them.
+    pub fn aims_at(&self, goal: Goal, now_ms: u64) {
+        let mut aim = self.aim.write().unwrap_or_else(PoisonError::into_inner);
+        if aim.goal.as_deref() == Some(&goal) {
+            return;
+        }
+        if aim.goal.is_some() {
+            let mut table = self.lock();
+            table.untracked = 0;
+            for flag in table.flags.values_mut() {
+                flag.counts = Counts::default();
+            }
+        }
+        *aim = Aim {
+            goal: Some(Arc::new(goal)),
+            since_ms: now_ms,
+        };
+    }
+
+    fn aim(&self) -> Aim {
+        self.aim.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the configured name.

@@ -1,22 +1,23 @@
 //! The coverage document: JSON for people and tools, with a reason and a remedy for every flag that is not exported.
 //!
 //! ```text
-//! {"since":T, "environments":[{"name":…, "flags_followed":n, "flags_beyond":n, "flags":[{
+//! {"environments":[{"name":…, "since":T, "flags_followed":n, "flags_beyond":n, "flags":[{
 //!    "flag":…, "evaluations":n, "received":n, "exported":n, "not_kept":n, "first_seen":T, "last_seen":T, "sdks":[…],
-//!    "not_exported":[{"reason":…, "events":n, "setting":…, "what":…, "remedy":…, "rest":…, "terraform":…}],
+//!    "not_exported":[{"reason":…, "destination":…, "events":n, "setting":…, "what":…, "remedy":…, "rest":…, "terraform":…}],
 //!    "launchdarkly":{"created":T, "detailed_events":"on"|"by rule"|"off",
 //!       "rules":[{"id":…, "description":…, "detailed_events":bool}]}}]}]}
 //! ```
 //!
-//! Counts are since the start, but for `first_seen`. `evaluations` are those that summaries count, exported or not;
-//! `received` and what follows are `feature` events. `reason` is a label of `flagtap_events_filtered_total`, or
-//! `detailed_events_off`, `detailed_events_not_seen`, `detailed_events_for_some` or `sdk_too_old`. `launchdarkly` is there if its API tells of the flag.
+//! Counts are `since` the start or the last change of what the environment exports. `evaluations` are those that summaries count, exported or not;
+//! `received` and what follows are `feature` events. `reason` is a label of `flagtap_events_filtered_total`; with a
+//! `destination`, which does not get what the others get, one of `flagtap_destination_events_dropped_total`; or `detailed_events_off`, `detailed_events_not_seen`, `detailed_events_for_some`, `no_such_flag` or `sdk_too_old`. `launchdarkly` is there if its API tells of the flag.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Environment, Flag, Sender};
+use super::{Aim, Environment, Flag, Sender};
 use crate::catalogue::{self, Known};
+use crate::export::narrow::{self, Narrow};
 use crate::export::selection::Reason;
 
 /// A document in pieces.
@@ -26,17 +27,13 @@ pub type Pieces = Box<dyn Iterator<Item = String> + Send>;
 const AT_ONCE: usize = 64;
 
 /// Returns the coverage of environments, those with this name if one is given, piece by piece: the whole document of a full
-/// table has tens of megabytes. `since_ms`: when counting began. What is shown is how it stood at this call.
-pub fn document<'a>(
-    environments: impl IntoIterator<Item = &'a Environment>,
-    only: Option<&str>,
-    since_ms: u64,
-) -> Pieces {
+/// table has tens of megabytes. What is shown is how it stood at this call.
+pub fn document<'a>(environments: impl IntoIterator<Item = &'a Environment>, only: Option<&str>) -> Pieces {
     let asked = environments
         .into_iter()
         .filter(|environment| only.is_none_or(|name| name == environment.name()));
     let asked: Vec<Snapshot> = asked.map(Snapshot::of).collect();
-    let head = format!("{{\"since\":{},\"environments\":[\n", time(since_ms));
+    let head = "{\"environments\":[\n".to_owned();
     let parts = asked
         .into_iter()
         .enumerate()
@@ -54,12 +51,13 @@ struct Snapshot {
     flags: Vec<(Box<str>, Flag)>,
     sdks: Vec<Sender>,
     known: Option<Known>,
+    aim: Aim,
 }
 
 impl Snapshot {
     /// Copies what there is: batches wait for the table meanwhile, and text takes far longer than numbers.
     fn of(environment: &Environment) -> Self {
-        let known = environment.known();
+        let (known, aim) = (environment.known(), environment.aim());
         let table = environment.lock();
         let seen = table.flags.iter().filter(|(_, flag)| flag.last_seen_ms > 0);
         let mut flags: Vec<(Box<str>, Flag)> = seen.map(|(key, flag)| (key.clone(), flag.clone())).collect();
@@ -73,14 +71,64 @@ impl Snapshot {
             flags,
             sdks,
             known,
+            aim,
         }
+    }
+
+    fn describe(&self, key: &str, flag: &Flag) -> Value {
+        let counts = &flag.counts;
+        let known = self.known.as_deref();
+        let senders: Vec<&Sender> = (self.sdks.iter().enumerate())
+            .filter(|(index, _)| flag.sdks & (1 << index) != 0)
+            .map(|(_, sender)| sender)
+            .collect();
+        let sdks: Vec<&str> = senders.iter().map(|sender| sender.sdk.as_str()).collect();
+        let mut why = why(key, flag, &senders, known);
+        why.extend(self.narrowed(key, counts.exported));
+        let mut shown = json!({
+            "flag": key,
+            "evaluations": counts.evaluations,
+            "received": counts.received,
+            "exported": counts.exported,
+            "not_kept": counts.lost,
+            "first_seen": time(flag.first_seen_ms),
+            "last_seen": time(flag.last_seen_ms),
+            "not_exported": why,
+            "sdks": sdks,
+        });
+        if let Some(flag) = known.and_then(|known| known.flags.get(key)) {
+            shown["launchdarkly"] = told(flag);
+        }
+        shown
+    }
+
+    /// Returns which destinations do not get the flag's exported evaluations, and why.
+    fn narrowed(&self, key: &str, exported: u64) -> Vec<Value> {
+        let Some(goal) = self.aim.goal.as_deref().filter(|_| exported > 0) else {
+            return Vec::new();
+        };
+        let left_out = |(name, narrow): &(String, Narrow)| {
+            let label = narrow.leaves_out(key)?;
+            let setting = narrow::setting(label).unwrap_or_default();
+            let mut shown = reason(
+                label,
+                exported,
+                &format!("destinations[].{setting}"),
+                &format!("the environment exports it, and the destination {name} does not take it"),
+                &format!("add the flag's key, or the kind feature, to {setting} of the destination {name}"),
+            );
+            shown.insert("destination".to_owned(), json!(name));
+            Some(Value::Object(shown))
+        };
+        goal.destinations.iter().filter_map(left_out).collect()
     }
 
     fn pieces(self, is_further: bool) -> impl Iterator<Item = String> + Send {
         let head = format!(
-            "{}{{\"name\":{},\"flags_followed\":{},\"flags_beyond\":{},\"flags\":[\n",
+            "{}{{\"name\":{},\"since\":{},\"flags_followed\":{},\"flags_beyond\":{},\"flags\":[\n",
             if is_further { "," } else { "" },
             json!(self.name),
+            time(self.aim.since_ms),
             self.followed,
             self.beyond
         );
@@ -88,7 +136,7 @@ impl Snapshot {
             let mut text = String::new();
             for (at, (key, flag)) in self.flags.iter().enumerate().skip(from).take(AT_ONCE) {
                 text.push_str(if at > 0 { "," } else { "" });
-                text.push_str(&describe(key, flag, &self.sdks, self.known.as_deref()).to_string());
+                text.push_str(&self.describe(key, flag).to_string());
                 text.push('\n');
             }
             text
@@ -97,32 +145,6 @@ impl Snapshot {
             .chain(pieces)
             .chain(std::iter::once("]}\n".to_owned()))
     }
-}
-
-fn describe(key: &str, flag: &Flag, sdks: &[Sender], known: Option<&catalogue::Environment>) -> Value {
-    let counts = &flag.counts;
-    let senders: Vec<&Sender> = sdks
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| flag.sdks & (1 << index) != 0)
-        .map(|(_, sender)| sender)
-        .collect();
-    let sdks: Vec<&str> = senders.iter().map(|sender| sender.sdk.as_str()).collect();
-    let mut shown = json!({
-        "flag": key,
-        "evaluations": counts.evaluations,
-        "received": counts.received,
-        "exported": counts.exported,
-        "not_kept": counts.lost,
-        "first_seen": time(flag.first_seen_ms),
-        "last_seen": time(flag.last_seen_ms),
-        "not_exported": why(key, flag, &senders, known),
-        "sdks": sdks,
-    });
-    if let Some(flag) = known.and_then(|known| known.flags.get(key)) {
-        shown["launchdarkly"] = told(flag);
-    }
-    shown
 }
 
 fn told(flag: &catalogue::Flag) -> Value {
@@ -146,21 +168,29 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         .into_iter()
         .map(|(reason, events)| held_by(key, reason, events, known))
         .collect();
-    let tracked = known
-        .and_then(|known| known.flags.get(key))
-        .is_some_and(|flag| flag.tracked);
-    if counts.received == 0 && counts.evaluations > 0 && tracked {
+    let told = known.and_then(|known| known.flags.get(key));
+    let (evaluations, unknown) = (counts.evaluations - counts.unknown, counts.unknown);
+    if unknown > 0 && told.is_none() {
+        why.push(Value::Object(reason(
+            "no_such_flag",
+            unknown,
+            "",
+            "SDKs do not know the flag: LaunchDarkly has none of this key, or has archived it",
+            "create the flag in LaunchDarkly, or correct the key where it is evaluated",
+        )));
+    }
+    if counts.received == 0 && evaluations > 0 && told.is_some_and(|flag| flag.tracked) {
         why.push(Value::Object(reason(
             "detailed_events_not_seen",
-            counts.evaluations,
+            evaluations,
             "",
-            "detailed events are on in LaunchDarkly, and no SDK has sent one since flagtap started",
+            "detailed events are on in LaunchDarkly, and no SDK has sent one since counting began",
             "wait until the SDKs have the flag's new version; look at `sdks` for ones that are too old",
         )));
-    } else if counts.received == 0 && counts.evaluations > 0 {
+    } else if counts.received == 0 && evaluations > 0 {
         let mut shown = reason(
             "detailed_events_off",
-            counts.evaluations,
+            evaluations,
             "",
             "SDKs count the flag's evaluations and send no event for them: detailed events are off in LaunchDarkly",
             "turn on detailed events of the flag, or of some of its targeting rules, in LaunchDarkly",
@@ -173,11 +203,7 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         .filter(|(reason, _)| matches!(reason, Reason::NoReasonGiven | Reason::NotTracked))
         .map(|(_, events)| events)
         .sum();
-    let lacking = if counts.received == 0 {
-        counts.evaluations
-    } else {
-        lacking
-    };
+    let lacking = if counts.received == 0 { evaluations } else { lacking };
     for sender in senders.iter().filter(|sender| sender.too_old && lacking > 0) {
         why.push(Value::Object(reason(
             "sdk_too_old",
@@ -188,11 +214,11 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         )));
     }
     // A few are always counted in one batch and sent in another, or lost to an SDK's own bounds.
-    let expected = counts.evaluations / 10 * 9;
+    let expected = evaluations / 10 * 9;
     if counts.received > 0 && counts.received < expected {
         why.push(Value::Object(reason(
             "detailed_events_for_some",
-            counts.evaluations - counts.received,
+            evaluations - counts.received,
             "",
             "SDKs send an event for some of the flag's evaluations and only count the others: detailed events are on for \
              some of its targeting rules or in some SDKs, are sampled, or were turned on or off meanwhile",

@@ -11,6 +11,8 @@ use crate::export::selection::{Judgement, Reason};
 pub(super) struct Counts {
     /// Counted in summaries.
     pub(super) evaluations: u64,
+    /// Of those, of a flag that the SDK did not know.
+    pub(super) unknown: u64,
     /// `feature` events.
     pub(super) received: u64,
     /// Of those, selected and in the queue.
@@ -25,6 +27,7 @@ impl Counts {
     /// Adds a batch's counts. Unless `kept`, its selected events were lost.
     pub(super) fn add(&mut self, more: &Self, kept: bool) {
         self.evaluations = self.evaluations.saturating_add(more.evaluations);
+        self.unknown = self.unknown.saturating_add(more.unknown);
         self.received += more.received;
         *if kept { &mut self.exported } else { &mut self.lost } += more.exported;
         for (reason, events) in &more.held {
@@ -64,9 +67,10 @@ impl Tally {
             // Seen, and nothing more: it says nothing about the flag's export.
             Kind::Debug => drop(event.key().map(|key| self.flag(&key).is_some())),
             Kind::Summary => {
-                summary::evaluations(&event.json, &mut |flag, count| {
+                summary::evaluations(&event.json, &mut |flag, count, unknown| {
                     if let Some(counts) = self.flag(flag) {
                         counts.evaluations = counts.evaluations.saturating_add(count);
+                        counts.unknown = counts.unknown.saturating_add(unknown);
                     }
                 });
             }

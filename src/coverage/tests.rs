@@ -5,13 +5,13 @@ use serde_json::Value;
 use super::*;
 use crate::event::{Event, Kind};
 use crate::export::made::event;
-use crate::export::selection::{Grounds, Judgement, Reason};
+use crate::export::selection::{Grounds, Judgement, Reason, Settings};
 
 const NOW: u64 = 1_700_000_000_000;
 
 /// The document as it is read.
-fn document<'a>(environments: impl IntoIterator<Item = &'a Environment>, only: Option<&str>, since_ms: u64) -> Value {
-    let text: String = super::document(environments, only, since_ms).collect();
+fn document<'a>(environments: impl IntoIterator<Item = &'a Environment>, only: Option<&str>) -> Value {
+    let text: String = super::document(environments, only).collect();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
@@ -49,7 +49,7 @@ fn tally(events: &[(Event, Judgement)]) -> Tally {
 }
 
 fn shown(environment: &Environment, flag: &str) -> Value {
-    let document = document([environment], None, NOW);
+    let document = document([environment], None);
     let flags = document["environments"][0]["flags"].as_array().unwrap();
     flags
         .iter()
@@ -123,6 +123,45 @@ fn counts_what_becomes_of_each_flag() {
 }
 
 #[test]
+fn counting_begins_anew_with_other_settings() {
+    let environment = Environment::new("production", Sightings::from([("a".to_owned(), 5)]));
+    let goal = |kinds: &[Kind]| Goal {
+        export: Settings {
+            kinds: kinds.iter().copied().collect(),
+            ..Settings::default()
+        },
+        destinations: Vec::new(),
+    };
+    let count = || {
+        let batch = tally(&[(evaluation("a"), Judgement::Drop(Reason::KindNotSelected))]);
+        environment.add(batch, sender(""), NOW, true);
+    };
+    environment.aims_at(goal(&[Kind::Custom]), NOW);
+    count();
+    environment.aims_at(goal(&[Kind::Custom]), NOW + 7000);
+    assert_eq!(reasons(&shown(&environment, "a")), [("kind_not_selected", 1)]);
+    environment.aims_at(goal(&[Kind::Feature]), NOW + 9000);
+    let fresh = shown(&environment, "a");
+    assert_eq!((reasons(&fresh), &fresh["received"]), (vec![], &Value::from(0)));
+    assert_eq!(fresh["first_seen"], "1970-01-01T00:00:00Z");
+    let document = document([&environment], None);
+    assert_eq!(document["environments"][0]["since"], "2023-11-14T22:13:29Z");
+}
+
+#[test]
+fn a_flag_that_no_sdk_knows_is_told_from_one_that_sends_nothing() {
+    let environment = Environment::new("production", Sightings::new());
+    let json = r#"{"features":{
+        "gone":{"counters":[{"count":3,"unknown":true}]},
+        "fresh":{"counters":[{"count":3,"unknown":true},{"count":4,"version":1}]}}}"#;
+    let batch = tally(&[(event(Kind::Summary, json), KEPT)]);
+    environment.add(batch, sender(""), NOW, true);
+    assert_eq!(reasons(&shown(&environment, "gone")), [("no_such_flag", 3)]);
+    let fresh = shown(&environment, "fresh");
+    assert_eq!(reasons(&fresh), [("no_such_flag", 3), ("detailed_events_off", 4)]);
+}
+
+#[test]
 fn a_key_that_no_flag_can_have_makes_no_command() {
     let environment = Environment::new("production", Sightings::new());
     for flag in ["$(rm)", "a b", "-X", "é"] {
@@ -168,7 +207,7 @@ fn traffic_of_any_shape_fills_no_more_than_the_table() {
         NOW,
         true,
     );
-    let document = document([&environment], None, NOW);
+    let document = document([&environment], None);
     assert_eq!(document["environments"][0]["flags_followed"], MAX_FLAGS);
     assert_eq!(document["environments"][0]["flags_beyond"], 10_002);
     let table = environment.lock();
@@ -180,7 +219,7 @@ fn traffic_of_any_shape_fills_no_more_than_the_table() {
 #[test]
 fn one_environment_can_be_asked_for() {
     let environments = ["a", "b"].map(|name| Environment::new(name, Sightings::new()));
-    let document = document(&environments, Some("b"), NOW);
+    let document = document(&environments, Some("b"));
     assert_eq!(document["environments"].as_array().unwrap().len(), 1);
     assert_eq!(document["environments"][0]["name"], "b");
 }
@@ -191,9 +230,9 @@ fn a_full_document_comes_in_pieces_and_is_whole() {
     let flags: Vec<String> = (0..300).map(|n| format!("flag-{n:03}")).collect();
     let seen: Vec<(Event, Judgement)> = flags.iter().map(|flag| (evaluation(flag), KEPT)).collect();
     environment.add(tally(&seen), sender("GoClient/7.0.0"), NOW, true);
-    let pieces: Vec<String> = super::document([&environment], None, NOW).collect();
+    let pieces: Vec<String> = super::document([&environment], None).collect();
     assert!(pieces.len() >= 300 / 64 && pieces.iter().all(|piece| piece.len() < 64 * 1024));
-    let document = document([&environment, &environment], None, NOW);
+    let document = document([&environment, &environment], None);
     for one in document["environments"].as_array().unwrap() {
         let shown = one["flags"].as_array().unwrap().iter();
         assert!(

@@ -40,12 +40,12 @@ impl Narrow {
     /// Returns the event's JSON as the destination gets it; the error is why it does not get the event, a value of the metric
     /// label `reason`.
     pub fn apply<'a>(&self, event: &ExportEvent<'a>) -> Result<Cow<'a, [u8]>, &'static str> {
-        if self.kinds.as_ref().is_some_and(|kinds| !kinds.contains(&event.kind)) {
+        if !self.takes_kind(event.kind) {
             return Err(OTHER_KIND);
         }
         if !self.flags.is_empty() && matches!(event.kind, Kind::Feature | Kind::Debug) {
-            let key = flag(event.json).ok_or(OTHER_FLAG)?;
-            if !self.flags.iter().any(|pattern| pattern.matches(&key)) {
+            let key = flag(event.json);
+            if !key.is_some_and(|key| self.takes_flag(&key)) {
                 return Err(OTHER_FLAG);
             }
         }
@@ -53,6 +53,23 @@ impl Narrow {
             Some(redact) => redact.apply(event.json),
             None => Ok(Cow::Borrowed(event.json)),
         }
+    }
+
+    /// Returns why no evaluation of this flag is for the destination, if none is: a value of the metric label `reason`.
+    pub fn leaves_out(&self, flag: &str) -> Option<&'static str> {
+        match (self.takes_kind(Kind::Feature), self.takes_flag(flag)) {
+            (false, _) => Some(OTHER_KIND),
+            (true, false) => Some(OTHER_FLAG),
+            (true, true) => None,
+        }
+    }
+
+    fn takes_kind(&self, kind: Kind) -> bool {
+        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind))
+    }
+
+    fn takes_flag(&self, key: &str) -> bool {
+        self.flags.is_empty() || self.flags.iter().any(|pattern| pattern.matches(key))
     }
 }
 
@@ -132,6 +149,26 @@ mod tests {
             (Kind::Index, "{}", Err(OTHER_KIND)),
         ] {
             assert_eq!(applied(&narrow, kind, json).map(|_| ()), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_flag_is_left_out_as_its_evaluations_are() {
+        for (only, flag, expected) in [
+            ("only: { flags: [\"checkout-*\"] }", "checkout-new", None),
+            ("only: { flags: [\"checkout-*\"] }", "pricing", Some(OTHER_FLAG)),
+            (
+                "only: { kinds: [custom], flags: [pricing] }",
+                "pricing",
+                Some(OTHER_KIND),
+            ),
+            ("only: { kinds: [feature] }", "pricing", None),
+            ("{}", "pricing", None),
+        ] {
+            let narrow = narrow(only);
+            assert_eq!(narrow.leaves_out(flag), expected, "{only}");
+            let json = format!(r#"{{"key":"{flag}"}}"#);
+            assert_eq!(applied(&narrow, Kind::Feature, &json).err(), expected, "{only}");
         }
     }
 

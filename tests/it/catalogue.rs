@@ -261,8 +261,9 @@ fn trouble_with_the_api_changes_nothing_else() {
     assert_eq!(elsewhere.count(), 0);
 }
 
-/// Scenario: a flag of which SDKs only count evaluations and one that is held; the API tells of both.
-/// Guarantees: coverage names project, environment and rules, and the call that turns detailed events on is ready to be
+/// Scenario: two flags of which SDKs only count evaluations, one of them with detailed events on, and one that is exported; the
+/// API tells of all.
+/// Guarantees: coverage says that events are off for the first and not seen yet for the second, names project, environment and rules, and the call that turns detailed events on is ready to be
 /// made; explain says when the flag was created and which rule matched, and shows the bytes that are sent.
 #[test]
 fn coverage_and_explain_tell_what_the_api_tells() {
@@ -276,7 +277,7 @@ fn coverage_and_explain_tell_what_the_api_tells() {
     relay.post(
         "payload",
         &json!([event, { "kind": "summary", "startDate": 1, "endDate": 2,
-            "features": { "filler-1": { "default": 0, "counters": counters } } }]),
+            "features": { "filler-1": { "default": 0, "counters": counters }, "old": { "default": 0, "counters": counters } } }]),
     );
     relay.settle();
     let document: Value = serde_json::from_slice(&relay.telemetry("/coverage").unwrap().body).unwrap();
@@ -295,7 +296,13 @@ fn coverage_and_explain_tell_what_the_api_tells() {
         why["terraform"].as_str().unwrap().contains("shop.web/filler-1"),
         "{why}"
     );
-    let told = &flags[1]["launchdarkly"];
+    let why = &flags[1]["not_exported"];
+    assert_eq!(
+        (&flags[1]["flag"], &why[0]["reason"], why.as_array().unwrap().len()),
+        (&json!("old"), &json!("detailed_events_not_seen"), 1),
+        "LaunchDarkly says that its detailed events are on"
+    );
+    let told = &flags[2]["launchdarkly"];
     assert_eq!(
         (&told["created"], &told["detailed_events"]),
         (&json!("2023-11-14T22:13:21Z"), &json!("by rule"))

@@ -1,5 +1,6 @@
 //! Settings on recorded traffic of real SDKs: what is chosen, what coverage says of it, and what hostile settings do.
 
+use std::collections::HashSet;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -134,16 +135,41 @@ fn recorded_traffic_is_chosen_as_each_setting_says() {
     assert!(some > 12 && by_rule, "the settings chose nothing: {some} {by_rule}");
 }
 
-/// Scenario: recorded traffic of four SDK builds through the relay, with flags held by default.
-/// Guarantees: `flagtap coverage` prints the golden tables (`FLAGTAP_UPDATE_GOLDEN=1` writes them); times are left out.
-#[test]
-fn coverage_of_recorded_traffic_is_the_golden_table() {
-    for build in BUILDS {
-        let recording = load(build);
+/// A relay with a recording's environment, and what becomes of it.
+struct Served {
+    export: Value,
+    /// What another destination gets.
+    only: Option<Value>,
+    /// The SDK's version is this one in place of the recorded one.
+    version: Option<(&'static str, &'static str)>,
+}
+
+impl Served {
+    fn with(export: Value) -> Self {
+        Self {
+            export,
+            only: None,
+            version: None,
+        }
+    }
+
+    /// Returns the events that a build's recording leaves in a destination's files, and the relay's table of coverage.
+    fn run(self, build: &str) -> (Vec<Value>, String) {
+        let mut recording = load(build);
+        if let Some((recorded, other)) = self.version {
+            let values = recording.iter_mut().flat_map(|request| request.headers.iter_mut());
+            values.for_each(|(_, value)| *value = value.replace(recorded, other));
+        }
         let upstream = Upstream::start();
         let mut setup = Setup::new(upstream.address());
         let mut environment = replay::environment(&recording);
-        environment["export"] = json!({ "flags": { "default": "hold" } });
+        environment["export"] = self.export;
+        if let Some(only) = self.only {
+            let narrow = setup.queue().with_file_name("narrow");
+            environment["destinations"] = json!(["archive", "narrow"]);
+            let narrow = json!({ "name": "narrow", "only": only, "file": { "path": narrow } });
+            setup.config["destinations"].as_array_mut().unwrap().push(narrow);
+        }
         setup.config["environments"] = json!([environment]);
         let relay = Relay::start(&setup);
         replay::replay(&recording, &upstream, relay.address(), true);
@@ -154,13 +180,143 @@ fn coverage_of_recorded_traffic_is_the_golden_table() {
             .unwrap();
         relay.stop();
         let table = String::from_utf8(output.stdout).unwrap();
-        let table: String = table.lines().map(|line| without_times(line) + "\n").collect();
-        let path = fixture(&format!("golden/coverage/{build}.txt"));
+        let table = table.lines().map(|line| without_times(line) + "\n").collect();
+        (without_ids(&setup.exported()), table)
+    }
+}
+
+/// Returns the records' events without their ids, which go by when a request was received.
+fn without_ids(records: &[String]) -> Vec<Value> {
+    let event = |record: &String| {
+        let mut event = event(record);
+        event.as_object_mut().unwrap().remove("id");
+        event
+    };
+    records.iter().map(event).collect()
+}
+
+/// Scenario: the recorded requests of a build through a running relay, with each setting and with a sample.
+/// Guarantees: of the golden export exactly that arrives which the setting says, in the same order; of a sampled flag all events of
+/// a context or none, which say that they stand for more.
+#[test]
+fn a_running_relay_chooses_as_each_setting_says() {
+    let build = "node-server-9.13.7";
+    let golden = replay::golden(build);
+    // The golden export has summaries, which are exported on request only.
+    let mut all = without_ids(&golden);
+    all.retain(|event| event["kind"] != "summary");
+    for (export, keeps) in settings(&golden) {
+        let (arrived, _) = Served::with(export.clone()).run(build);
+        let expected: Vec<&Value> = all.iter().filter(|event| keeps(event)).collect();
+        let first = arrived.iter().zip(&expected).find(|(one, other)| one != *other);
+        assert!(
+            first.is_none() && arrived.len() == expected.len(),
+            "{export}: {} and {}, first {first:?}",
+            arrived.len(),
+            expected.len()
+        );
+    }
+    let (arrived, _) = Served::with(json!({ "sample": { "flags": { "bool-tracked": 3 } } })).run(build);
+    let (sampled, others): (Vec<Value>, Vec<Value>) = arrived
+        .into_iter()
+        .partition(|event| is_feature(event) && event["key"] == "bool-tracked");
+    let is_sampled = |event: &&Value| is_feature(event) && event["key"] == "bool-tracked";
+    assert!(others.iter().eq(all.iter().filter(|event| !is_sampled(event))));
+    let whose = |event: &Value| event["context"].to_string();
+    let kept: HashSet<String> = sampled.iter().map(whose).collect();
+    let mut expected: Vec<Value> = all
+        .iter()
+        .filter(is_sampled)
+        .filter(|event| kept.contains(&whose(event)))
+        .cloned()
+        .collect();
+    expected.iter_mut().for_each(|event| event["samplingRatio"] = json!(3));
+    assert!(sampled == expected && !sampled.is_empty());
+    assert!(sampled.len() < all.iter().filter(is_sampled).count());
+}
+
+/// Returns golden tables: the name of each, the build whose recording it is of, and the relay.
+fn tables() -> Vec<(&'static str, &'static str, Served)> {
+    let held = || Served::with(json!({ "flags": { "default": "hold" } }));
+    let every_reason = json!({
+        "flags": {
+            "default": "new",
+            "since": "2099-01-01T00:00:00Z",
+            "named": {
+                "big-version": "export",
+                "bool-tracked": { "rules": ["no-such-rule"], "fallthrough": true },
+                "experiment": { "export": "hold", "experiments": false },
+                "number-rules": { "rules": ["rule-segment"] },
+                "off-flag": "hold",
+                "sampled": "export",
+                "prereq-child": "export",
+            },
+        },
+        "sample": { "flags": { "sampled": 4, "prereq-child": 3 } },
+    });
+    let every_reason = Served {
+        only: Some(json!({ "flags": ["big-*", "sampled"] })),
+        ..Served::with(every_reason)
+    };
+    let too_old = Served {
+        version: Some(("NodeClientSide/2.12.2", "NodeClientSide/1.0.0")),
+        ..Served::with(json!({}))
+    };
+    vec![
+        ("node-server-9.13.7", "node-server-9.13.7", held()),
+        ("python-6.10.0", "python-6.10.0", held()),
+        ("js-3.9.5", "js-3.9.5", held()),
+        ("synthetic-php", "synthetic-php", held()),
+        ("every-reason", "node-server-9.13.7", every_reason),
+        ("another-kind", "js-3.9.5", Served::with(json!({ "kinds": ["custom"] }))),
+        (
+            "experiments-only",
+            "python-6.10.0",
+            Served::with(json!({ "experiments_only": true })),
+        ),
+        (
+            "excluded-sdk",
+            "js-3.9.5",
+            Served::with(json!({ "sdks": { "exclude": ["*"] } })),
+        ),
+        ("too-old", "node-client-1.0.0", too_old),
+    ]
+}
+
+/// Scenario: recorded traffic of SDK builds through the relay, with settings that hold events for every reason there is.
+/// Guarantees: `flagtap coverage` prints the golden tables (`FLAGTAP_UPDATE_GOLDEN=1` writes them); times are left out. There
+/// is a table for every reason that a flag can be held for.
+#[test]
+fn coverage_of_recorded_traffic_is_the_golden_table() {
+    let mut all = String::new();
+    for (name, build, served) in tables() {
+        let (_, table) = served.run(build);
+        let path = fixture(&format!("golden/coverage/{name}.txt"));
         if std::env::var_os("FLAGTAP_UPDATE_GOLDEN").is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, &table).unwrap();
         }
-        assert_eq!(fs::read_to_string(path).unwrap_or_default(), table, "{build}");
+        assert_eq!(fs::read_to_string(path).unwrap_or_default(), table, "{name}");
+        all += &table;
+    }
+    for reason in [
+        "detailed_events_for_some",
+        "detailed_events_off",
+        "flag_created_before",
+        "flag_held",
+        "held_by_default",
+        "kind_not_selected",
+        "narrow: only_other_flags",
+        "no_reason_given",
+        "no_such_flag",
+        "not_in_experiment",
+        "not_tracked",
+        "rule_not_selected",
+        "sampled",
+        "sdk_excluded",
+        "sdk_too_old",
+    ] {
+        assert!(all.contains(&format!("{reason} (")), "no table has {reason}");
     }
 }
 

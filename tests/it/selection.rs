@@ -377,6 +377,53 @@ fn coverage_says_why_a_flag_is_not_exported() {
     relay.stop();
 }
 
+/// Scenario: an environment without a destination; then it gets one, which takes another flag only; then that is taken back.
+/// Guarantees: coverage says each time why nothing arrives, and counts anew once the settings are others, so that what was
+/// mended is no longer shown.
+#[test]
+fn coverage_tells_what_is_so_now() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    setup.config["environments"][0]["destinations"] = json!([]);
+    let relay = Relay::start(&setup);
+    let shown = |payload: &str, received: u64| {
+        relay.post(payload, &json!([evaluation("a", "u", Value::Null)]));
+        relay.settle();
+        let document: Value = serde_json::from_slice(&relay.telemetry("/coverage").unwrap().body).unwrap();
+        let flag = document["environments"][0]["flags"][0].clone();
+        assert_eq!(
+            (&flag["flag"], &flag["received"]),
+            (&json!("a"), &json!(received)),
+            "{document}"
+        );
+        let why = flag["not_exported"].as_array().unwrap().iter();
+        let why: Vec<String> = why
+            .map(|why| format!("{}{}", why["reason"].as_str().unwrap(), why["destination"]))
+            .collect();
+        (flag["exported"].as_u64().unwrap(), why)
+    };
+    let reload = |setup: &Setup, times: f64| {
+        setup.write();
+        relay.signal("HUP");
+        let applied = [("outcome", "applied")];
+        eventually("the reload", || {
+            let reloads = relay.metrics().sum("flagtap_configuration_reloads_total", &applied);
+            (reloads == times).then_some(())
+        });
+    };
+    assert_eq!(shown("first", 1), (0, vec!["no_destinationnull".to_owned()]));
+    assert_eq!(shown("second", 2), (0, vec!["no_destinationnull".to_owned()]));
+    setup.config["environments"][0]["destinations"] = json!(["archive"]);
+    setup.config["destinations"][0]["only"] = json!({ "flags": ["b"] });
+    reload(&setup, 1.0);
+    assert_eq!(shown("third", 1), (1, vec!["only_other_flags\"archive\"".to_owned()]));
+    setup.config["destinations"][0].as_object_mut().unwrap().remove("only");
+    reload(&setup, 2.0);
+    assert_eq!(shown("fourth", 1), (1, vec![]));
+    relay.stop();
+    assert_eq!(markers(&setup.exported()), ["a"]);
+}
+
 /// Scenario: a destination that gets `custom` events only, without e-mail addresses, beside one that gets everything.
 /// Guarantees: `only` and `redact` hold for what is delivered, and for their own destination alone.
 #[test]

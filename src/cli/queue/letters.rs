@@ -15,6 +15,7 @@ use super::show::table;
 use super::{Found, Place, Stop, remote, runtime};
 use crate::admin::letters::{Filter, Shown};
 use crate::admin::settle::{self, Action};
+use crate::cli::printable;
 use crate::queue::sled::inspect::Inspection;
 use crate::queue::sled::repair;
 use crate::queue::{Queue, Settings, now_ms};
@@ -144,7 +145,7 @@ fn list(selection: &Selection, whole: bool) -> Result<ExitCode, Stop> {
                 shown.time,
                 shown.destination,
                 shown.kind.to_owned(),
-                shown.flag.unwrap_or_else(|| "-".to_owned()),
+                shown.flag.as_deref().map_or_else(|| "-".to_owned(), printable),
                 shown.id,
                 format!("{}{passing}", printable(&shown.reason)),
             ]);
@@ -236,9 +237,4 @@ async fn beside(selection: &Selection, relay: &Relay, found: &Found, action: Act
         None => found.admin.as_ref().and_then(|admin| admin.token.clone()),
     };
     remote::settle(&address, token.as_ref(), &selection.filter(), selection.limit, action).await
-}
-
-/// A reason is the destination's own text.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
