@@ -62,7 +62,7 @@ spec:
         httpGet: { path: /livez, port: flagtap-metrics }
         periodSeconds: 10
         failureThreshold: 6
-      resources: {{- toYaml .Values.resources | nindent 8 }}
+      resources: {{- toYaml (.Values.resources | default dict) | nindent 8 }}
       securityContext: {{- include "flagtap.securityContext" . | nindent 8 }}
       volumeMounts:
         {{- include "flagtap.volumeMounts" . | nindent 8 }}
