@@ -334,6 +334,25 @@ class Values(unittest.TestCase):
                 with self.subTest(odd, kind=each["kind"]):
                     kubernetes_validate.validate(each, "1.37", strict=True)
 
+    def test_a_name_stays_text_where_yaml_takes_it_for_something_else(self):
+        def forms(value):
+            """Returns the types of all that is in a value, in its place."""
+            if isinstance(value, dict):
+                return {key: forms(each) for key, each in value.items()}
+            return [forms(each) for each in value] if isinstance(value, list) else type(value).__name__
+
+        for odd in "true", "null", "off":
+            texts = [self.everything({"fullnameOverride": name, "nameOverride": name}).stdout for name in (odd, "relay")]
+            for found, expected in zip(*map(support.read_all, texts), strict=True):
+                with self.subTest(odd, kind=found["kind"]):
+                    self.assertEqual(forms(found), forms(expected))
+        for chart, values in [
+            (CHART, ("--values", CHART / "ci/drain-values.yaml", "--set-string", "nameOverride=true")), (support.example("4"), ()),
+        ]:
+            for each in support.read_all(support.run(HELM["4"], "template", "true", chart, *values)):
+                with self.subTest("a release", kind=each["kind"]):
+                    kubernetes_validate.validate(each, "1.37", strict=True)
+
     def test_an_injector_alone_has_no_secrets_of_its_own(self):
         taken = 'existingSecret=""', 'secrets={"LD_SDK_KEY":"x"}'
         self.assertIn("name it with existingSecret", refused(*taken, values="injector"))

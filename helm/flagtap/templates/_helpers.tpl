@@ -71,7 +71,7 @@ nothing, or off, null is the same. Where there is nothing that null could mean, 
 {{- end }}
 
 {{- define "flagtap.selector" -}}
-app.kubernetes.io/name: {{ include "flagtap.name" . }}
+app.kubernetes.io/name: {{ include "flagtap.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
@@ -264,7 +264,7 @@ seccompProfile: { type: RuntimeDefault }
 {{- define "flagtap.volumes" -}}
 - name: flagtap-config
   configMap:
-    name: {{ .config }}
+    name: {{ .config | quote }}
 {{- with .secret }}
 - name: flagtap-secrets
   secret:
