@@ -208,6 +208,39 @@ class Values(unittest.TestCase):
                     refused += 1
         self.assertGreater(refused, 30)
 
+    def test_only_what_makes_a_controller_speak_tls_lets_an_ingress_lead_to_tls(self):
+        def rendered(name, value, of, **more):
+            annotations = {"ingress": {}, "service": {}} | {of: {name: value}}
+            return self.everything({
+                "config.listen": {"tls": {"certificate": "/a.crt", "key": "/a.key"}}, "httpRoute.enabled": False,
+                "ingress": {"enabled": True, "hosts": ["a.example"], "annotations": annotations["ingress"], **more},
+                "service.annotations": annotations["service"],
+            })
+
+        table = (ROOT / "docs/kubernetes.md").read_text().split("| controller | in | annotation |\n|---|---|---|\n")[1].split("\n\n")[0]
+        told = 0
+        for row in table.splitlines():
+            _, _, of, annotations, _ = row.split("|")
+            for annotation in re.findall("`([^`]+)`", annotations):
+                (name, value), = yaml.safe_load(annotation).items()
+                with self.subTest(name, value=value):
+                    self.assertEqual(rendered(name, value, of.strip(" `").removesuffix(".annotations")).stderr, "")
+                    told += 1
+        self.assertEqual(told, 10)
+        no = "if your controller is told in another way, set ingress.tlsToService to true"
+        for name, value, of in [
+            ("nginx.ingress.kubernetes.io/backend-protocol", "HTTP", "ingress"),
+            ("nginx.ingress.kubernetes.io/backend-protocol", "HTTPS", "service"),
+            ("nginx.ingress.kubernetes.io/ssl-passthrough", "false", "ingress"),
+            ("nginx.ingress.kubernetes.io/proxy-body-size", "16m", "ingress"),
+            ("route.openshift.io/termination", "edge", "ingress"),
+            ("cloud.google.com/app-protocols", '{"https":"HTTP"}', "service"),
+            ("cloud.google.com/neg", '{"ingress": true}', "service"),
+        ]:
+            with self.subTest(name, value=value, of=of):
+                self.assertIn(no, rendered(name, value, of).stderr)
+                self.assertEqual(rendered(name, value, of, tlsToService=True).stderr, "")
+
     def test_requests_and_limits_can_be_taken_away(self):
         for path in "resources", "resources.limits", "resources.limits.memory":
             done = self.everything({f"{section}{path}": None for section in ("", "sidecar.", "injector.")})
