@@ -59,6 +59,18 @@ class Alerts(unittest.TestCase):
                 self.assertEqual(named(rule["expr"]) - known, set())
         self.assertEqual(named('sum({__name__=~"flagtap_(a|b)_total"}) + flagtap_c'), {"flagtap_a_total", "flagtap_b_total", "flagtap_c"})
 
+    def test_the_reasons_that_are_holes_are_those_of_the_code(self):
+        text = (ROOT / "src/proxy/tee/mod.rs").read_text()
+        (count, listed), = re.findall(r"\bconst HOLES: \[&str; (\d+)\] = \[(.*?)\];", text, re.DOTALL)
+        holes = re.findall(r'"([a-z_]+)"', listed)
+        self.assertEqual(len(holes), int(count))
+        rule = next(each for each in self.rules if each["alert"] == "FlagtapBatchesNotTeed")
+        (reasons,) = re.findall(r'reason=~"([^"]*)"', rule["expr"])
+        self.assertEqual(reasons.split("|"), sorted(holes))
+        page = (ROOT / "docs/operations.md").read_text().split("\n### Batches not teed\n")[1].split("\n### ")[0]
+        for hole in holes:
+            self.assertIn(f"`{hole}`", page)
+
     def test_every_alert_has_its_section(self):
         text = (ROOT / "docs/operations.md").read_text()
         headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
