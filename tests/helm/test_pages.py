@@ -12,6 +12,7 @@ import yaml
 
 import support
 from support import CHART, EXAMPLE, FLAGTAP, HELM, ROOT, flagtap_containers
+from test_pods import violations
 from test_renders import VERSIONS
 
 
@@ -114,6 +115,49 @@ class Page(unittest.TestCase):
                 text = support.helm("4", "template", CHART, "--values", CHART / "ci/statefulset-values.yaml", "--values", file.name)
                 for rendered in support.read_all(text):
                     kubernetes_validate.validate(rendered, VERSIONS[0], strict=True)
+
+    def section(self, title):
+        return (ROOT / "docs/kubernetes.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+    def pods_with(self, text):
+        """Returns (case, pod spec, flagtap's containers) of every pod of the matrix, rendered with further values."""
+        values = yaml.safe_load(text)
+        for case, chart, file in support.cases():
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as more:
+                yaml.safe_dump({"flagtap": values} if chart == EXAMPLE else values, more)
+                more.flush()
+                rendered = support.read_all(support.helm("4", "template", chart, "--values", file, "--values", more.name))
+            for each in rendered:
+                if each["kind"] in ("StatefulSet", "Deployment", "Job"):
+                    spec = each["spec"]["template"]["spec"]
+                    # All are flagtap's where the pod is the chart's own.
+                    yield case, spec, flagtap_containers(spec) or spec["containers"]
+                elif "sidecar.yaml" in each.get("data", {}):
+                    yield case, {}, [yaml.safe_load(each["data"]["sidecar.yaml"])["container"]]
+
+    def test_openshift_chooses_users_and_groups_with_the_values_of_the_page(self):
+        (block,) = re.findall(r"```yaml\n(.*?)```", self.section("OpenShift"), re.DOTALL)
+        chosen = {"runAsUser", "runAsGroup", "fsGroup"}
+        seen = 0
+        for case, spec, containers in self.pods_with(block):
+            contexts = [each["securityContext"] for each in containers]
+            if not case.startswith("application"):
+                contexts.append(spec.get("securityContext", {}))
+            with self.subTest(case):
+                for each in contexts:
+                    self.assertEqual(chosen & set(each), set())
+                self.assertEqual(violations({"containers": containers}), [])
+                seen += 1
+        self.assertGreater(seen, 15)
+        for _, _, containers in self.pods_with("{}"):
+            self.assertIn("runAsUser", containers[0]["securityContext"])
+
+    def test_the_charts_own_pods_stay_on_linux_with_the_values_of_the_page(self):
+        (block,) = re.findall(r"```yaml\n(.*?)```", self.section("Windows nodes"), re.DOTALL)
+        own = [spec for case, spec, _ in self.pods_with(block) if spec and not case.startswith("application")]
+        self.assertGreater(len(own), 8)
+        for spec in own:
+            self.assertEqual(spec["nodeSelector"]["kubernetes.io/os"], "linux")
 
     def test_the_readme_of_the_chart_shows_values_that_are_taken(self):
         block = re.search(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL).group(1)

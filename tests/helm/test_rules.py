@@ -59,6 +59,18 @@ class Alerts(unittest.TestCase):
                 self.assertEqual(named(rule["expr"]) - known, set())
         self.assertEqual(named('sum({__name__=~"flagtap_(a|b)_total"}) + flagtap_c'), {"flagtap_a_total", "flagtap_b_total", "flagtap_c"})
 
+    def test_the_reasons_that_are_holes_are_those_of_the_code(self):
+        text = (ROOT / "src/proxy/tee/mod.rs").read_text()
+        (count, listed), = re.findall(r"\bconst HOLES: \[&str; (\d+)\] = \[(.*?)\];", text, re.DOTALL)
+        holes = re.findall(r'"([a-z_]+)"', listed)
+        self.assertEqual(len(holes), int(count))
+        rule = next(each for each in self.rules if each["alert"] == "FlagtapBatchesNotTeed")
+        (reasons,) = re.findall(r'reason=~"([^"]*)"', rule["expr"])
+        self.assertEqual(reasons.split("|"), sorted(holes))
+        page = (ROOT / "docs/operations.md").read_text().split("\n### Batches not teed\n")[1].split("\n### ")[0]
+        for hole in holes:
+            self.assertIn(f"`{hole}`", page)
+
     def test_every_alert_has_its_section(self):
         text = (ROOT / "docs/operations.md").read_text()
         headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
@@ -72,10 +84,40 @@ class Alerts(unittest.TestCase):
 
 
 class Dashboard(unittest.TestCase):
+    def setUp(self):
+        self.panels = json.loads((CHART / "files/dashboard.json").read_text())["panels"]
+
+    def test_panels_say_what_they_show_and_do_not_overlap(self):
+        taken = {}
+        for panel in self.panels:
+            with self.subTest(panel.get("title")):
+                for said in panel["title"], panel["description"], panel["fieldConfig"]["defaults"]["unit"]:
+                    self.assertTrue(said)
+                self.assertTrue(all(target["legendFormat"] for target in panel["targets"]))
+                place = panel["gridPos"]
+                self.assertLessEqual(place["x"] + place["w"], 24)
+                for x in range(place["x"], place["x"] + place["w"]):
+                    for y in range(place["y"], place["y"] + place["h"]):
+                        self.assertIsNone(taken.setdefault((x, y), None), f"overlaps {taken[x, y]}")
+                        taken[x, y] = panel["title"]
+        for key in "id", "title":
+            self.assertEqual(len({panel[key] for panel in self.panels}), len(self.panels))
+        # Grafana moves panels up, so a hole would be another layout than this one.
+        self.assertEqual(len(taken), 24 * (max(y for _, y in taken) + 1))
+
+    def test_what_an_operator_is_woken_for_can_be_seen(self):
+        shown = {name for panel in self.panels for target in panel["targets"] for name in named(target["expr"])}
+        wanted = {f"flagtap_{name}" for name in [
+            "queue_available", "queue_quarantine_bytes", "queue_dead_letters", "batches_not_teed_total", "events_not_teed_total",
+            "destination_oldest_waiting_seconds", "destination_breaker", "destination_paused", "destination_blocked",
+            "destination_events_evicted_total", "destination_events_dropped_total", "destination_events_corrupt_total",
+            "destination_events_skipped_total", "injector_reviews_total", "injector_certificate_failures_total",
+        ]}
+        self.assertEqual(wanted - shown, set())
+
     def test_every_metric_of_the_dashboard_exists(self):
-        dashboard = json.loads((CHART / "files/dashboard.json").read_text())
         known = support.metrics()
-        expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        expressions = [target["expr"] for panel in self.panels for target in panel["targets"]]
         self.assertGreater(len(expressions), 12)
         for expression in expressions:
             with self.subTest(expression):

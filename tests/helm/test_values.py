@@ -146,6 +146,142 @@ class Values(unittest.TestCase):
             with self.subTest(settings):
                 self.assertIn(said, refused(*settings))
 
+    def everything(self, changes, line="4"):
+        """Renders the gateway and all that goes with it, with values changed by path: None is null, `...` leaves one out."""
+        values = yaml.safe_load((CHART / "ci/everything-values.yaml").read_text())
+        values |= {"injector": {"enabled": True}, "drainOrphans": {"ordinals": [9]}}
+        for path, value in changes.items():
+            *sections, key = path.split(".")
+            section = values
+            for each in sections:
+                section = section.setdefault(each, {})
+            section[key] = value
+            if value is ...:
+                del section[key]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump(values, file)
+            file.flush()
+            return support.helm(line, "template", CHART, "--values", file.name, check=False)
+
+    def sections_and_leaves(self, values=None):
+        for value in self.chart.values if values is None else values:
+            yield value
+            yield from self.sections_and_leaves(value.inner)
+
+    # Whatever else they have, there is nothing of them unless they are switched on.
+    OFF = ["autoscaling", "drainOrphans", "ingress", "httpRoute", "networkPolicy", "metrics", "injector", "injector.certManager"]
+
+    def is_nothing(self, value):
+        return value.path in self.OFF or not value.inner and value.default in ("", [], {}, False)
+
+    def test_null_is_nothing_where_the_default_is(self):
+        nothing = [each for each in self.sections_and_leaves() if self.is_nothing(each) and not each.path.startswith("config.")]
+        switches = [each.path for each in nothing if each.default is False]
+        # What these have to have while they are on.
+        switches += ["ingress.hosts", "httpRoute.parentRefs"]
+        leaves = [each.path for each in nothing if each.path not in switches + self.OFF]
+        self.assertGreater(len(leaves), 25)
+        for paths in leaves, switches, self.OFF[:-1], self.OFF[-1:]:
+            expected = self.everything(dict.fromkeys(paths, ...)).stdout
+            for line in HELM:
+                done = self.everything(dict.fromkeys(paths, None), line)
+                with self.subTest(paths, helm=line):
+                    self.assertEqual(done.stderr, "")
+                    objects = [sorted(map(support.as_json, support.read_all(text))) for text in (done.stdout, expected)]
+                    self.assertEqual(*objects)
+
+    def test_null_is_refused_with_the_remedy_where_it_could_mean_nothing(self):
+        otherwise = {
+            "config": "config.environments is empty: say whose",
+            "config.environments": "config.environments is empty: say whose",
+            "podSecurityContext": "podSecurityContext is null or empty; set those of its keys",
+        }
+        refused = 0
+        for value in self.sections_and_leaves():
+            # A cluster may have its own ideas of requests and limits.
+            if "resources" in value.path or self.is_nothing(value) and value.path not in otherwise:
+                continue
+            said = otherwise.get(value.path, f"{value.path} is null, which takes its default away. Leave the key out")
+            for line in HELM if value.inner else ["4"]:
+                with self.subTest(value.path, helm=line):
+                    self.assertIn(said, self.everything({value.path: None}, line).stderr)
+                    refused += 1
+        self.assertGreater(refused, 30)
+
+    def test_only_what_makes_a_controller_speak_tls_lets_an_ingress_lead_to_tls(self):
+        def rendered(name, value, of, **more):
+            annotations = {"ingress": {}, "service": {}} | {of: {name: value}}
+            return self.everything({
+                "config.listen": {"tls": {"certificate": "/a.crt", "key": "/a.key"}}, "httpRoute.enabled": False,
+                "ingress": {"enabled": True, "hosts": ["a.example"], "annotations": annotations["ingress"], **more},
+                "service.annotations": annotations["service"],
+            })
+
+        table = (ROOT / "docs/kubernetes.md").read_text().split("| controller | in | annotation |\n|---|---|---|\n")[1].split("\n\n")[0]
+        told = 0
+        for row in table.splitlines():
+            _, _, of, annotations, _ = row.split("|")
+            for annotation in re.findall("`([^`]+)`", annotations):
+                (name, value), = yaml.safe_load(annotation).items()
+                with self.subTest(name, value=value):
+                    self.assertEqual(rendered(name, value, of.strip(" `").removesuffix(".annotations")).stderr, "")
+                    told += 1
+        self.assertEqual(told, 10)
+        no = "if your controller is told in another way, set ingress.tlsToService to true"
+        for name, value, of in [
+            ("nginx.ingress.kubernetes.io/backend-protocol", "HTTP", "ingress"),
+            ("nginx.ingress.kubernetes.io/backend-protocol", "HTTPS", "service"),
+            ("nginx.ingress.kubernetes.io/ssl-passthrough", "false", "ingress"),
+            ("nginx.ingress.kubernetes.io/proxy-body-size", "16m", "ingress"),
+            ("route.openshift.io/termination", "edge", "ingress"),
+            ("cloud.google.com/app-protocols", '{"https":"HTTP"}', "service"),
+            ("cloud.google.com/neg", '{"ingress": true}', "service"),
+        ]:
+            with self.subTest(name, value=value, of=of):
+                self.assertIn(no, rendered(name, value, of).stderr)
+                self.assertEqual(rendered(name, value, of, tlsToService=True).stderr, "")
+
+    def test_requests_and_limits_can_be_taken_away(self):
+        for path in "resources", "resources.limits", "resources.limits.memory":
+            done = self.everything({f"{section}{path}": None for section in ("", "sidecar.", "injector.")})
+            objects = support.read_all(done.stdout)
+            specs = [each["spec"]["template"]["spec"] for each in objects if each["kind"] in ("StatefulSet", "Deployment", "Job")]
+            specs += [{"containers": [yaml.safe_load(each["data"]["sidecar.yaml"])["container"]]}
+                      for each in objects if "sidecar.yaml" in each.get("data", {})]
+            self.assertEqual(len(specs), 4)
+            for spec in specs:
+                with self.subTest(path):
+                    self.assertFalse(spec["containers"][0]["resources"].get("limits"))
+
+    def test_every_file_begins_with_the_checks(self):
+        for path in sorted((CHART / "templates").glob("[!_]*")):
+            with self.subTest(path.name):
+                self.assertTrue(path.read_text().startswith('{{- include "flagtap.checks" . }}\n'))
+
+    def test_a_null_section_of_a_dependency_is_no_riddle(self):
+        for value in self.chart.values:
+            for line in HELM if value.inner else []:
+                done = support.helm(line, "template", EXAMPLE, "--set-json", f"flagtap.{value.path}=null", check=False)
+                with self.subTest(value.path, helm=line):
+                    self.assertNotIn("nil pointer", done.stderr)
+                    self.assertTrue(done.returncode == 0 or value.path in done.stderr, done.stderr)
+
+    def test_null_in_what_is_given_is_not_given(self):
+        def rendered(case, *settings):
+            given = [word for setting in settings for word in ("--set-json", setting)]
+            return support.helm("4", "template", CHART, "--values", CHART / f"ci/{case}-values.yaml", *given)
+
+        for setting in ["config.shutdown=null", "config.admin=null", "config.upstream=null", "config.queue.sled=null",
+                        "config.listen.tls=null"]:
+            for case in "injector", "statefulset":
+                with self.subTest(setting, case=case):
+                    self.assertEqual(rendered(case, setting), rendered(case))
+        # Kubernetes takes a volume without a source for an emptyDir.
+        for source in "emptyDir", "ephemeral":
+            with self.subTest(source):
+                null, empty = (rendered("injector", 'sidecar.dataVolume={"%s":%s}' % (source, each)) for each in ("null", "{}"))
+                self.assertEqual(null.replace(f"{source}: null", f"{source}: {{}}"), empty)
+
     def test_a_native_sidecar_is_refused_where_kubernetes_does_not_know_it(self):
         def rendered(chart, values, kubernetes):
             given = ("--values", chart / f"ci/{values}-values.yaml", "--kube-version", kubernetes)
@@ -229,6 +365,25 @@ class Values(unittest.TestCase):
                                "--values", CHART / "ci/statefulset-values.yaml", *given, *more, "--set", "fullnameOverride=relay")
             for each in support.read_all(text):
                 with self.subTest(odd, kind=each["kind"]):
+                    kubernetes_validate.validate(each, "1.37", strict=True)
+
+    def test_a_name_stays_text_where_yaml_takes_it_for_something_else(self):
+        def forms(value):
+            """Returns the types of all that is in a value, in its place."""
+            if isinstance(value, dict):
+                return {key: forms(each) for key, each in value.items()}
+            return [forms(each) for each in value] if isinstance(value, list) else type(value).__name__
+
+        for odd in "true", "null", "off":
+            texts = [self.everything({"fullnameOverride": name, "nameOverride": name}).stdout for name in (odd, "relay")]
+            for found, expected in zip(*map(support.read_all, texts), strict=True):
+                with self.subTest(odd, kind=found["kind"]):
+                    self.assertEqual(forms(found), forms(expected))
+        for chart, values in [
+            (CHART, ("--values", CHART / "ci/drain-values.yaml", "--set-string", "nameOverride=true")), (support.example("4"), ()),
+        ]:
+            for each in support.read_all(support.run(HELM["4"], "template", "true", chart, *values)):
+                with self.subTest("a release", kind=each["kind"]):
                     kubernetes_validate.validate(each, "1.37", strict=True)
 
     def test_an_injector_alone_has_no_secrets_of_its_own(self):

@@ -26,7 +26,7 @@ spec:
       {{- end }}
       ports:
         - { name: flagtap-metrics, containerPort: 8031 }
-      resources: {{- toYaml $root.Values.resources | nindent 8 }}
+      resources: {{- toYaml ($root.Values.resources | default dict) | nindent 8 }}
       securityContext: {{- include "flagtap.securityContext" $root | nindent 8 }}
       volumeMounts:
         {{- include "flagtap.volumeMounts" $root | nindent 8 }}

@@ -62,7 +62,7 @@ spec:
         httpGet: { path: /livez, port: flagtap-metrics }
         periodSeconds: 10
         failureThreshold: 6
-      resources: {{- toYaml .Values.resources | nindent 8 }}
+      resources: {{- toYaml (.Values.resources | default dict) | nindent 8 }}
       securityContext: {{- include "flagtap.securityContext" . | nindent 8 }}
       volumeMounts:
         {{- include "flagtap.volumeMounts" . | nindent 8 }}
@@ -88,5 +88,31 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Not empty if an annotation makes the Ingress' controller speak TLS to the Service, or pass the clients' on. */}}
+{{- define "flagtap.tlsToService" -}}
+{{- $ofIngress := dict
+  "nginx.ingress.kubernetes.io/backend-protocol" "HTTPS"
+  "nginx.ingress.kubernetes.io/ssl-passthrough" "true"
+  "haproxy.org/server-ssl" "true"
+  "haproxy.org/ssl-passthrough" "true"
+  "alb.ingress.kubernetes.io/backend-protocol" "HTTPS"
+  "appgw.ingress.kubernetes.io/backend-protocol" "HTTPS"
+  "route.openshift.io/termination" "reencrypt|passthrough"
+}}
+{{- /* GKE's goes by the port's name. */}}
+{{- $ofService := dict
+  "traefik.ingress.kubernetes.io/service.serversscheme" "https"
+  "cloud.google.com/app-protocols" `.*"https" *: *"HTTPS".*`
+}}
+{{- range list (list $ofIngress .Values.ingress.annotations) (list $ofService .Values.service.annotations) }}
+{{- $known := first . }}
+{{- range $name, $value := last . }}
+{{- with index $known $name }}
+{{- if regexMatch (printf "^(?i:%s)$" .) $value }}{{ $name }}{{ end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}

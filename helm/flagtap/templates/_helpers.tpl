@@ -14,8 +14,9 @@
 {{- end }}
 {{- end }}
 
-{{/* What cannot work whatever else is rendered. */}}
+{{/* What cannot work whatever else is rendered. Every file begins with it: in which order they are rendered is Helm's business. */}}
 {{- define "flagtap.checks" -}}
+{{- include "flagtap.nulls" . }}
 {{- if eq (toString .Values.enabled) "false" }}
 {{- fail "enabled is false, and the chart is rendered all the same: the parent chart's dependency has no `condition: flagtap.enabled`" }}
 {{- end }}
@@ -25,6 +26,38 @@
 {{- include "flagtap.notOurs" (dict "name" "podLabels" "given" .Values.podLabels) }}
 {{- include "flagtap.notOurs" (dict "name" "podAnnotations" "given" .Values.podAnnotations) }}
 {{- include "flagtap.notOurs" (dict "name" "metrics.labels" "given" .Values.metrics.labels) }}
+{{- end }}
+
+{{/*
+Values that are null, as a key is below which everything is commented out: Helm takes their defaults away. Where these are
+nothing, or off, null is the same. Where there is nothing that null could mean, it is refused.
+*/}}
+{{- define "flagtap.nulls" -}}
+{{- $values := .Values }}
+{{- range $path := list
+  "mode" "configChange" "gracePeriodSeconds" "replicas"
+  "image" "image.repository" "image.pullPolicy"
+  "persistence" "persistence.size"
+  "autoscaling.minReplicas" "autoscaling.maxReplicas" "autoscaling.targetCPU"
+  "drainOrphans.within"
+  "podDisruptionBudget" "podDisruptionBudget.enabled" "podDisruptionBudget.maxUnavailable"
+  "serviceAccount" "serviceAccount.create"
+  "service" "service.type" "service.port"
+  "networkPolicy.clients"
+  "sidecar" "sidecar.native" "sidecar.applicationSeconds" "sidecar.dataSize"
+  "injector.replicas" "injector.address" "injector.failurePolicy" "injector.namespaceSelector"
+}}
+{{- $keys := splitList "." $path }}
+{{- $section := gt (len $keys) 1 | ternary (index $values (first $keys)) $values }}
+{{- if and $section (kindIs "invalid" (index $section (last $keys))) }}
+{{- fail (printf "%s is null, which takes its default away. Leave the key out to have the default, or give it a value" $path) }}
+{{- end }}
+{{- end }}
+{{- range list "autoscaling" "drainOrphans" "ingress" "httpRoute" "networkPolicy" "metrics" "injector" }}
+{{- if kindIs "invalid" (index $values .) }}
+{{- $_ := set $values . dict }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Refuses labels and annotations that the chart sets: a key that is there twice is no YAML, and selectors rely on ours. */}}
@@ -38,7 +71,7 @@
 {{- end }}
 
 {{- define "flagtap.selector" -}}
-app.kubernetes.io/name: {{ include "flagtap.name" . }}
+app.kubernetes.io/name: {{ include "flagtap.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
@@ -70,7 +103,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.secrets .Values.existingSecret }}
 {{- fail "secrets and existingSecret are both given; keep one" }}
 {{- end }}
-{{- if .Values.secrets }}{{ include "flagtap.fullname" . }}{{ else }}{{ .Values.existingSecret }}{{ end }}
+{{- if .Values.secrets }}{{ include "flagtap.fullname" . }}{{ else }}{{ .Values.existingSecret | default "" }}{{ end }}
 {{- end }}
 
 {{/* flagtap's own shutdown.grace: five seconds are for Kubernetes to notice that it ended. */}}
@@ -84,13 +117,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* config.yaml of the chart's settings (in "base") and of `config`, which overrules them where it may. */}}
 {{- define "flagtap.config" -}}
 {{- $given := deepCopy (.root.Values.config | default dict) }}
-{{- if kindIs "invalid" $given.queue }}
-{{- $_ := unset $given "queue" }}
+{{- /* Null is not given: merged, it would take away what the chart sets. */}}
+{{- range $section := list $given (kindIs "map" $given.queue | ternary $given.queue dict) }}
+{{- range $key, $value := $section }}
+{{- if kindIs "invalid" $value }}
+{{- $_ := unset $section $key }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if not $given.environments }}
 {{- fail "config.environments is empty: say whose events are exported, and in config.destinations where to (config.example.yaml has every key)" }}
 {{- end }}
-{{- if dig "shutdown" "grace" "" $given }}
+{{- if ($given.shutdown).grace }}
 {{- fail "config.shutdown.grace is given by gracePeriodSeconds; set that instead" }}
 {{- end }}
 {{- with $given.telemetry }}
@@ -101,7 +139,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $_ := unset $given "telemetry" }}
 {{- end }}
 {{- $grace := trimSuffix "s" (include "flagtap.grace" .root) | int64 }}
-{{- $reserve := (dig "shutdown" dict $given | default dict).reserve | default "2s" | toString }}
+{{- $reserve := ($given.shutdown).reserve | default "2s" | toString }}
 {{- if regexMatch "^[0-9]+(ms|[smhd])$" $reserve }}
 {{- $unit := index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000) (regexFind "[a-z]+$" $reserve) }}
 {{- if ge (mul (regexFind "^[0-9]+" $reserve) $unit) (mul $grace 1000) }}
@@ -226,7 +264,7 @@ seccompProfile: { type: RuntimeDefault }
 {{- define "flagtap.volumes" -}}
 - name: flagtap-config
   configMap:
-    name: {{ .config }}
+    name: {{ .config | quote }}
 {{- with .secret }}
 - name: flagtap-secrets
   secret:

@@ -2,7 +2,7 @@
 apiVersion: v1
 kind: Secret
 metadata:
-  name: {{ include "flagtap.fullname" . }}
+  name: {{ include "flagtap.fullname" . | quote }}
   labels: {{- include "flagtap.labels" . | nindent 4 }}
 type: Opaque
 data:

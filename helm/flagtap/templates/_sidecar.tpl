@@ -55,7 +55,7 @@ lifecycle:
   preStop:
     exec: { command: [/flagtap, wait, {{ .Values.sidecar.applicationSeconds }}s] }
 {{- end }}
-resources: {{- toYaml .Values.sidecar.resources | nindent 2 }}
+resources: {{- toYaml (.Values.sidecar.resources | default dict) | nindent 2 }}
 securityContext: {{- include "flagtap.securityContext" . | nindent 2 }}
 volumeMounts:
   {{- include "flagtap.volumeMounts" . | nindent 2 }}
@@ -70,9 +70,9 @@ volumeMounts:
 {{- define "flagtap.sidecar.dataVolume" -}}
 {{- $config := include "flagtap.sidecar.configuration" . }}
 {{- with .Values.sidecar.dataVolume }}
-{{- $claim := dig "ephemeral" "volumeClaimTemplate" "spec" "resources" "requests" "storage" "" . }}
+{{- $claim := ((((((.ephemeral).volumeClaimTemplate).spec).resources).requests).storage) }}
 {{- include "flagtap.fits" (dict "name" "the claim of sidecar.dataVolume" "size" $claim "config" $config) }}
-{{- include "flagtap.fits" (dict "name" "sidecar.dataVolume.emptyDir.sizeLimit" "size" (dig "emptyDir" "sizeLimit" "" .) "config" $config) }}
+{{- include "flagtap.fits" (dict "name" "sidecar.dataVolume.emptyDir.sizeLimit" "size" ((.emptyDir).sizeLimit) "config" $config) }}
 {{- else }}
 {{- include "flagtap.fits" (dict "name" "sidecar.dataSize" "size" .Values.sidecar.dataSize "config" $config) }}
 {{- end -}}
