@@ -23,7 +23,8 @@ use crate::drain::{self, DrainStatus};
 use crate::metrics::{
     BATCHES_NOT_TEED, CONFIGURATION_REFUSED, CONFIGURATION_RELOADS, CONFIGURATION_RESTART, DESTINATION_CORRUPT,
     DESTINATION_DEAD, DESTINATION_DELIVERED, DESTINATION_DROPPED, DESTINATION_EVICTED, DESTINATION_PAUSED,
-    DESTINATION_QUEUED, DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, Metrics, TASK_PANICS,
+    DESTINATION_QUEUED, DESTINATION_RECOVERED, DESTINATION_REQUEUED, DESTINATION_WAITING, EVENTS_NOT_TEED, Metrics,
+    TASK_PANICS,
 };
 use crate::problems::Problems;
 use crate::proxy::tee::{HOLES, Tee};
@@ -312,9 +313,9 @@ fn show_from_the_start(config: &Config, metrics: &Metrics) {
     }
     for environment in &config.environments {
         for reason in HOLES {
-            metrics
-                .counter(&BATCHES_NOT_TEED, &[&environment.name, reason])
-                .increment(0);
+            for counter in [&BATCHES_NOT_TEED, &EVENTS_NOT_TEED] {
+                metrics.counter(counter, &[&environment.name, reason]).increment(0);
+            }
         }
         for destination in &environment.destinations {
             let labels = [environment.name.as_str(), destination.as_str()];

@@ -4,10 +4,11 @@
 //! deciding about a patched pod again changes nothing.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::injector::pod::{Container, Pod, Spec};
+use crate::injector::pod::{Container, Pod, Port, Spec};
 use crate::injector::template::Template;
 use crate::injector::{CONTAINERS, ENV, INJECT, STATUS, plain_name};
 
@@ -19,6 +20,10 @@ const LONGEST_VARIABLE: usize = 128;
 const MOST_VARIABLES: usize = 256;
 /// The most annotations that Kubernetes takes, bytes of names and values together.
 const MOST_ANNOTATIONS: usize = 256 * 1024;
+/// Where the sidecar's configuration is, in the chart's template.
+const CONFIG: &str = "flagtap.dev/config";
+/// The default of the configuration's `admin.listen`.
+const ADMIN_PORT: u16 = 8032;
 /// The longest status, bytes; the rest is cut off.
 const LONGEST_STATUS: usize = 1024;
 
@@ -60,7 +65,7 @@ pub(super) fn decide(template: &Template, pod: &Pod) -> Decision {
         return Decision::Present;
     }
     let why_not = match asked.as_str() {
-        "true" => why_not(template, &pod.spec),
+        "true" => why_not(template, &pod.spec, annotations),
         _ => Some(format!("{INJECT} is neither \"true\" nor \"false\"")),
     };
     let size = |(name, value): (&String, &String)| name.len() + value.len();
@@ -117,8 +122,23 @@ fn cut(status: &str) -> String {
     format!("{}…", &status[..end])
 }
 
+/// Returns the admin port of a sidecar with this configuration. It listens on loopback, and nobody declares it: but whoever wants
+/// it on all of the pod's addresses could not have it.
+fn admin_port(config: Option<&str>) -> Option<u16> {
+    let config: Value = serde_saphyr::from_str(config.unwrap_or("{}")).unwrap_or_default();
+    match &config["admin"] {
+        Value::Bool(false) => None,
+        Value::String(word) if word == "off" => None,
+        admin => match admin["listen"].as_str() {
+            None => Some(ADMIN_PORT),
+            // With a variable in it, it is not known.
+            Some(listen) => Some(listen.parse::<SocketAddr>().ok()?.port()),
+        },
+    }
+}
+
 /// Returns why a pod that asks cannot have the sidecar.
-fn why_not(template: &Template, spec: &Spec) -> Option<String> {
+fn why_not(template: &Template, spec: &Spec, annotations: &BTreeMap<String, String>) -> Option<String> {
     if spec.containers.is_empty() {
         return Some("the pod has no containers".to_owned());
     }
@@ -144,8 +164,10 @@ fn why_not(template: &Template, spec: &Spec) -> Option<String> {
     let declared = spec
         .all_containers()
         .flat_map(|container| container.ports.iter().flatten());
+    let config = annotations.get(CONFIG).or_else(|| template.annotations.get(CONFIG));
+    let admin = admin_port(config.map(String::as_str)).map(Port::tcp);
     for port in declared {
-        if template.ports.contains(port) {
+        if template.ports.contains(port) || admin.as_ref() == Some(port) {
             return Some(format!(
                 "a container declares port {}, which is the sidecar's",
                 port.container_port

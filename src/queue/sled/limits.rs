@@ -9,11 +9,14 @@ use std::time::Duration;
 use tracing::{error, warn};
 
 use super::directory::disk_bytes;
-use super::store::{Round, Store};
+use super::store::{Current, Round, Store};
 use crate::queue::{AppendError, Boundary, ConsumeError, Loss, WhenFull};
 
 /// Bytes on disk per byte written, at the most, once sled has rewritten its leaves.
 const AMPLIFICATION: u64 = 3;
+
+/// Bytes on disk below which a generation is not worth its beginning, whatever `max_bytes` is.
+const LEAST_GENERATION: u64 = 1 << 20;
 
 /// How long a generation that was the newest until now is kept for those that read it, though the queue is over `max_bytes`,
 /// and by which part of `max_bytes` it may be over meanwhile. Whoever keeps up needs a moment only, and loses nothing.
@@ -21,6 +24,20 @@ const GRACE: Duration = Duration::from_secs(2);
 const GRACE_PART: u64 = 8;
 
 impl Store {
+    /// Whether the newest generation has had its share: of payload, or of the disk. Mostly what is written takes up to three
+    /// times its size on disk, but up to ten times where destinations commit often and little is appended.
+    pub(super) fn is_full(&self, current: &Current) -> bool {
+        let (begun, disk) = current.disk;
+        // What was carried over, of which much can be needed, must not fill a generation.
+        let share = self.generation_disk_bytes().max(begun.saturating_mul(2));
+        current.payload >= self.shared.settings.generation_bytes || disk >= share
+    }
+
+    /// Returns the bytes on disk that one generation takes: about an eighth of `max_bytes`, as that is what an eviction takes.
+    fn generation_disk_bytes(&self) -> u64 {
+        (self.shared.settings.max_bytes / 8).max(LEAST_GENERATION)
+    }
+
     /// Returns why a round may not grow to `pending` bytes.
     pub(super) fn refusal(&self, pending: u64) -> Option<AppendError> {
         let settings = &self.shared.settings;

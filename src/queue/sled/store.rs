@@ -21,9 +21,6 @@ use crate::queue::{AppendError, Appended, ConsumeError, Entry, Marks, Position, 
 use crate::record::Record;
 use crate::record::codec::{self, EncodeError, Encoder, Header};
 
-/// Bytes on disk below which a generation is not worth its beginning, whatever `max_bytes` is.
-const LEAST_GENERATION: u64 = 1 << 20;
-
 /// How long to leave the disk alone after a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -114,20 +111,6 @@ impl Round {
 }
 
 impl Store {
-    /// Whether the newest generation has had its share: of payload, or of the disk. Mostly what is written takes up to three
-    /// times its size on disk, but up to ten times where destinations commit often and little is appended.
-    fn is_full(&self, current: &Current) -> bool {
-        let (begun, disk) = current.disk;
-        // What was carried over, of which much can be needed, must not fill a generation.
-        let share = self.generation_disk_bytes().max(begun.saturating_mul(2));
-        current.payload >= self.shared.settings.generation_bytes || disk >= share
-    }
-
-    /// Returns the bytes on disk that one generation takes: about an eighth of `max_bytes`, as that is what an eviction takes.
-    pub(super) fn generation_disk_bytes(&self) -> u64 {
-        (self.shared.settings.max_bytes / 8).max(LEAST_GENERATION)
-    }
-
     /// Takes a record into the round, or answers at once.
     pub(super) fn append(
         &mut self,
