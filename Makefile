@@ -17,11 +17,11 @@ fmt:
 demo:
 	cargo run -- demo
 
-# Relay beside nginx, queue beside a plain file, memory, delivery of a backlog, a start with 10 GB. Takes about a quarter of
-# an hour after the build.
+# Relay beside nginx, queue beside a plain file, memory, delivery of a backlog, a start with 10 GB, selection. Takes about a
+# quarter of an hour after the build.
 bench:
 	./scripts/setup-bench.sh
-	cargo bench --bench relay --bench queue --bench memory --bench drain --bench backlog
+	cargo bench --bench relay --bench queue --bench memory --bench drain --bench backlog --bench selection
 
 # Ten minutes of load with destinations that flap, lag and are dead; FLAGTAP_SOAK_SECONDS for longer.
 soak:

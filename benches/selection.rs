@@ -11,6 +11,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flagtap::catalogue::{self, Dates};
 use flagtap::coverage::{Environment, Sender, Tally};
 use flagtap::export::selection::{Choice, Flag, FlagDefault, Selection, Settings};
 use flagtap::platform::launchdarkly::{DecodeLimits, LaunchDarkly};
@@ -47,9 +48,30 @@ fn main() {
     let batch = batch();
     let events = u32::try_from(batch.events.len()).expect("a small batch");
 
-    for (name, selection) in [("no settings", &plain), ("10,000 listed flags", &selection)] {
+    let mut by_date = Settings::default();
+    by_date.flags.default = FlagDefault::New { since_ms: 1 };
+    let by_date = Selection::new(by_date);
+    let mut known = catalogue::Environment::default();
+    for number in 0..LISTED {
+        let flag = catalogue::Flag {
+            created_ms: 2,
+            ..catalogue::Flag::default()
+        };
+        known.flags.insert(format!("flag-number-{number}"), flag);
+    }
+
+    for (name, selection, known) in [
+        ("no settings", &plain, None),
+        ("10,000 listed flags", &selection, None),
+        (
+            "dates of creation of 10,000 flags from LaunchDarkly's API",
+            &by_date,
+            Some(&known),
+        ),
+    ] {
         let sights = flags.first_sights(2);
-        let judge = selection.judge(batch.schema, &batch.sdk, &sights);
+        let dates = Dates::new(known, &sights);
+        let judge = selection.judge(batch.schema, &batch.sdk, &dates);
         let each = time(|| {
             batch.events.iter().for_each(|event| {
                 black_box(judge.event(event));

@@ -32,10 +32,9 @@ pub(crate) fn table(samples: &[Sample]) -> String {
         let rate = (sample.posts - posts) / (sample.seconds - seconds);
         (seconds, posts) = (sample.seconds, sample.posts);
         text.push_str(&format!("\n| {seconds:.0} | {rate:.0} | "));
-        CURVES
-            .iter()
-            .for_each(|(_, value)| text.push_str(&number(value(sample))));
-        text.push_str(&number(sample.evicted));
+        let values = CURVES.iter().map(|(_, value)| value(sample));
+        let cells: Vec<String> = values.chain([sample.evicted]).map(number).collect();
+        text.push_str(&format!("{} |", cells.join(" | ")));
     }
     text.push('\n');
     text
