@@ -45,8 +45,8 @@ impl Flags {
         }
     }
 
-    /// Returns the flags of an environment, which is as this configuration says from now on.
-    pub(super) fn of(&self, environment: &config::Environment, config: &Config) -> Arc<Environment> {
+    /// Returns the flags of an environment, which is as this configuration says from now on, and the number of that goal.
+    pub(super) fn of(&self, environment: &config::Environment, config: &Config) -> (Arc<Environment>, u64) {
         let (flags, known) = self.keeper.environment(&environment.name);
         if let FlagDefault::New { since_ms } = environment.export.flags.default
             && !known
@@ -66,8 +66,8 @@ impl Flags {
             export: environment.export.clone(),
             destinations: destinations.map(|one| (one.name.clone(), one.narrow.clone())).collect(),
         };
-        flags.aims_at(goal, now_ms());
-        flags
+        let number = flags.aims_at(goal, now_ms());
+        (flags, number)
     }
 
     /// Returns the coverage of the configured environments as JSON, of one of them if its name is given.

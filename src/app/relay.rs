@@ -48,13 +48,17 @@ fn credentials(environment: &Environment) -> EnvironmentCredentials {
 /// Returns what batches are judged by.
 pub(super) fn policy(config: &Config, flags: &Flags, metrics: &Metrics) -> Policy {
     let environments = config.environments.iter();
-    let environments = environments.map(|environment| TeeEnvironment {
-        name: environment.name.clone(),
-        project_id: environment.project_id.clone(),
-        environment_id: environment.environment_id.clone(),
-        selection: Selection::new(environment.export.clone()),
-        coverage: flags.of(environment, config),
-        destinations: environment.destinations.clone(),
+    let environments = environments.map(|environment| {
+        let (coverage, goal) = flags.of(environment, config);
+        TeeEnvironment {
+            name: environment.name.clone(),
+            project_id: environment.project_id.clone(),
+            environment_id: environment.environment_id.clone(),
+            selection: Selection::new(environment.export.clone()),
+            coverage,
+            goal,
+            destinations: environment.destinations.clone(),
+        }
     });
     let settings = PolicySettings {
         when: match config.tee.when {

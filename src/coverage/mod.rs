@@ -28,8 +28,11 @@ pub const MAX_FLAGS: usize = 20_000;
 /// Longest key of a flag that is followed, bytes: what LaunchDarkly takes.
 const MAX_KEY_BYTES: usize = 256;
 
-/// SDKs told apart in one environment: bits of [`Flag::sdks`].
+/// SDKs told apart in one environment, with the two that stand for all others: bits of [`Flag::sdks`].
 const MAX_SDKS: usize = 64;
+
+/// What SDKs beyond those that are told apart are called: some that are too old, and some that are not.
+const OTHER_SDKS: &str = "others";
 
 /// The SDK that sent a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +66,8 @@ struct Aim {
     goal: Option<Arc<Goal>>,
     /// When it came into force, Unix milliseconds: counting began then.
     since_ms: u64,
+    /// Which of the goals since the start it is.
+    number: u64,
 }
 
 #[derive(Default)]
@@ -76,6 +81,8 @@ struct Table {
     told: bool,
     /// A flag was seen for the first time since the table was last written.
     grown: bool,
+    /// The number of the goal under which is counted.
+    number: u64,
 }
 
 #[derive(Clone)]
@@ -122,23 +129,25 @@ impl Environment {
     }
 
     /// Has the environment know what it exports from now on. If that is something else than before, counting begins anew:
-    /// reasons of before would contradict the settings that are shown with them.
-    pub fn aims_at(&self, goal: Goal, now_ms: u64) {
+    /// reasons of before would contradict the settings that are shown with them. Returns the goal's number, for [`Self::add`].
+    pub fn aims_at(&self, goal: Goal, now_ms: u64) -> u64 {
         let mut aim = self.aim.write().unwrap_or_else(PoisonError::into_inner);
         if aim.goal.as_deref() == Some(&goal) {
-            return;
+            return aim.number;
         }
-        if aim.goal.is_some() {
-            let mut table = self.lock();
-            table.untracked = 0;
-            for flag in table.flags.values_mut() {
-                flag.counts = Counts::default();
-            }
+        let mut table = self.lock();
+        table.number = aim.number + 1;
+        table.untracked = 0;
+        table.sdks.clear();
+        for flag in table.flags.values_mut() {
+            (flag.counts, flag.sdks, flag.last_seen_ms) = (Counts::default(), 0, 0);
         }
         *aim = Aim {
             goal: Some(Arc::new(goal)),
             since_ms: now_ms,
+            number: table.number,
         };
+        aim.number
     }
 
     fn aim(&self) -> Aim {
@@ -159,12 +168,18 @@ impl Environment {
         }
     }
 
-    /// Adds what a batch of this sender showed. `kept`: its selected events are in the queue.
-    pub fn add(&self, tally: Tally, sender: Sender, received_ms: u64, kept: bool) {
+    /// Adds what a batch of this sender showed that was judged under the goal with this number. `kept`: its selected events are
+    /// in the queue. Of a goal that is no longer in force only the sight of flags counts.
+    pub fn add(&self, mut tally: Tally, sender: Sender, received_ms: u64, kept: bool, number: u64) {
         if tally.is_empty() {
             return;
         }
         let mut table = self.lock();
+        if number != table.number {
+            let unseen = |key: &String| !table.flags.contains_key(key.as_str());
+            tally.flags.retain(|key, _| unseen(key));
+            tally.flags.values_mut().for_each(|counts| *counts = Counts::default());
+        }
         let bit = table.sdk(sender);
         table.untracked += tally.untracked;
         for (key, counts) in tally.flags {
@@ -228,16 +243,19 @@ impl Creation for FirstSights<'_> {
 }
 
 impl Table {
-    /// Returns the bit of an SDK; 0 if there is no room for it.
-    fn sdk(&mut self, sender: Sender) -> u64 {
-        let known = self.sdks.iter().position(|known| *known == sender);
-        let index = known.or_else(|| {
-            (self.sdks.len() < MAX_SDKS).then(|| {
-                self.sdks.push(sender);
-                self.sdks.len() - 1
-            })
+    /// Returns the bit of an SDK; where there is no room for it, that of the others.
+    fn sdk(&mut self, mut sender: Sender) -> u64 {
+        let place = |sdks: &[Sender], sender: &Sender| sdks.iter().position(|known| known == sender);
+        let mut known = place(&self.sdks, &sender);
+        if known.is_none() && self.sdks.len() >= MAX_SDKS - 2 {
+            sender.sdk = OTHER_SDKS.to_owned();
+            known = place(&self.sdks, &sender);
+        }
+        let index = known.unwrap_or_else(|| {
+            self.sdks.push(sender);
+            self.sdks.len() - 1
         });
-        index.map_or(0, |index| 1 << index)
+        1 << index
     }
 }
 

@@ -8,20 +8,24 @@
 //!       "rules":[{"id":…, "description":…, "detailed_events":bool}]}}]}]}
 //! ```
 //!
-//! Counts are `since` the start or the last change of what the environment exports. `evaluations` are those that summaries count, exported or not;
-//! `received` and what follows are `feature` events. `reason` is a label of `flagtap_events_filtered_total`; with a
-//! `destination`, which does not get what the others get, one of `flagtap_destination_events_dropped_total`; or `detailed_events_off`, `detailed_events_not_seen`, `detailed_events_for_some`, `no_such_flag` or `sdk_too_old`. `launchdarkly` is there if its API tells of the flag.
+//! Counts are `since` the start or the last change of what the environment exports. `evaluations` are those that summaries count,
+//! exported or not; `received` and what follows are `feature` events. `reason` is a label of `flagtap_events_filtered_total`; with a
+//! `destination`, which does not get what the others get, one of `flagtap_destination_events_skipped_total`; or one of those that
+//! docs/selection.md lists. `launchdarkly` is there if its API tells of the flag.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Aim, Environment, Flag, Sender};
+use super::{Aim, Environment, Flag, Goal, Sender};
 use crate::catalogue::{self, Known};
 use crate::export::narrow::{self, Narrow};
 use crate::export::selection::Reason;
 
 /// A document in pieces.
 pub type Pieces = Box<dyn Iterator<Item = String> + Send>;
+
+/// SDKs that one reason names.
+const NAMED: usize = 5;
 
 /// Flags that are shown at a time: a fraction of a millisecond, some ten kilobytes.
 const AT_ONCE: usize = 64;
@@ -83,7 +87,7 @@ impl Snapshot {
             .map(|(_, sender)| sender)
             .collect();
         let sdks: Vec<&str> = senders.iter().map(|sender| sender.sdk.as_str()).collect();
-        let mut why = why(key, flag, &senders, known);
+        let mut why = why(key, flag, &senders, known, self.aim.goal.as_deref());
         why.extend(self.narrowed(key, counts.exported));
         let mut shown = json!({
             "flag": key,
@@ -115,7 +119,7 @@ impl Snapshot {
                 exported,
                 &format!("destinations[].{setting}"),
                 &format!("the environment exports it, and the destination {name} does not take it"),
-                &format!("add the flag's key, or the kind feature, to {setting} of the destination {name}"),
+                &format!("add {} to {setting} of the destination {name}", missing(setting)),
             );
             shown.insert("destination".to_owned(), json!(name));
             Some(Value::Object(shown))
@@ -147,20 +151,37 @@ impl Snapshot {
     }
 }
 
-fn told(flag: &catalogue::Flag) -> Value {
+/// Returns what a destination's `only` lacks that has this setting.
+fn missing(setting: &str) -> &'static str {
+    match setting {
+        "only.kinds" => "the kind feature",
+        _ => "the flag's key",
+    }
+}
+
+fn detailed_events(flag: &catalogue::Flag) -> &'static str {
     let by_rule = flag.tracks_fallthrough || flag.rules.iter().any(|rule| rule.tracked);
-    let detailed_events = match (flag.tracked, by_rule) {
+    match (flag.tracked, by_rule) {
         (true, _) => "on",
         (false, true) => "by rule",
         (false, false) => "off",
-    };
+    }
+}
+
+fn told(flag: &catalogue::Flag) -> Value {
     let rule = |rule: &catalogue::Rule| json!({ "id": rule.id, "description": rule.description, "detailed_events": rule.tracked });
     let rules: Vec<Value> = flag.rules.iter().map(rule).collect();
-    json!({ "created": time(flag.created_ms), "detailed_events": detailed_events, "rules": rules })
+    json!({ "created": time(flag.created_ms), "detailed_events": detailed_events(flag), "rules": rules })
 }
 
 /// Returns why evaluations of a flag are not exported, the weightiest reason first.
-fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::Environment>) -> Vec<Value> {
+fn why(
+    key: &str,
+    flag: &Flag,
+    senders: &[&Sender],
+    known: Option<&catalogue::Environment>,
+    goal: Option<&Goal>,
+) -> Vec<Value> {
     let counts = &flag.counts;
     let mut held = counts.held.clone();
     held.sort_unstable_by_key(|(reason, events)| (std::cmp::Reverse(*events), *reason));
@@ -168,35 +189,46 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         .into_iter()
         .map(|(reason, events)| held_by(key, reason, events, known))
         .collect();
+    let mut add = |shown| why.push(Value::Object(shown));
+    if counts.lost > 0 {
+        add(reason(
+            "not_kept",
+            counts.lost,
+            "",
+            "the queue could not take them: it was full, or not available",
+            "see `tee` and `queue` in /status, flagtap_events_not_teed_total, and docs/operations.md, Tee off",
+        ));
+    }
     let told = known.and_then(|known| known.flags.get(key));
-    let (evaluations, unknown) = (counts.evaluations - counts.unknown, counts.unknown);
-    if unknown > 0 && told.is_none() {
-        why.push(Value::Object(reason(
+    let (evaluations, unknown) = (counts.evaluations.saturating_sub(counts.unknown), counts.unknown);
+    if unknown > 0 && evaluations == 0 && counts.received == 0 && told.is_none() {
+        add(reason(
             "no_such_flag",
             unknown,
             "",
-            "SDKs do not know the flag: LaunchDarkly has none of this key, or has archived it",
+            "no SDK knows the flag: LaunchDarkly has none of this key, or has archived it",
             "create the flag in LaunchDarkly, or correct the key where it is evaluated",
-        )));
+        ));
+    } else if unknown > 0 {
+        add(reason(
+            "sdk_without_flag",
+            unknown,
+            "",
+            "the SDK did not have the flag: it was not initialised yet, or could not read its store",
+            "evaluate flags after the SDK is initialised",
+        ));
     }
-    if counts.received == 0 && evaluations > 0 && told.is_some_and(|flag| flag.tracked) {
-        why.push(Value::Object(reason(
-            "detailed_events_not_seen",
-            evaluations,
-            "",
-            "detailed events are on in LaunchDarkly, and no SDK has sent one since counting began",
-            "wait until the SDKs have the flag's new version; look at `sdks` for ones that are too old",
-        )));
-    } else if counts.received == 0 && evaluations > 0 {
-        let mut shown = reason(
-            "detailed_events_off",
-            evaluations,
-            "",
-            "SDKs count the flag's evaluations and send no event for them: detailed events are off in LaunchDarkly",
-            "turn on detailed events of the flag, or of some of its targeting rules, in LaunchDarkly",
-        );
-        shown.extend(switch_on(key, known));
-        why.push(Value::Object(shown));
+    if counts.received == 0 && evaluations > 0 {
+        add(unsent(key, evaluations, told, known));
+        // What would hold them if they were sent, so that nobody turns events on in vain.
+        let created_ms = told.map_or(flag.first_seen_ms, |flag| flag.created_ms);
+        let holds = |goal: &Goal| match goal.destinations.is_empty() {
+            true => Some(Reason::NoDestination),
+            false => goal.export.holds(key, created_ms),
+        };
+        if let Some(by) = goal.and_then(holds) {
+            add(reason(by.as_str(), evaluations, by.setting(), by.what(), by.remedy()));
+        }
     }
     // What only an SDK can lack: it sends no event for a rule, or no reason with it.
     let lacking = (counts.held.iter())
@@ -204,28 +236,72 @@ fn why(key: &str, flag: &Flag, senders: &[&Sender], known: Option<&catalogue::En
         .map(|(_, events)| events)
         .sum();
     let lacking = if counts.received == 0 { evaluations } else { lacking };
-    for sender in senders.iter().filter(|sender| sender.too_old && lacking > 0) {
-        why.push(Value::Object(reason(
+    let too_old: Vec<&str> = (senders.iter().filter(|sender| sender.too_old))
+        .map(|sender| sender.sdk.as_str())
+        .collect();
+    if lacking > 0 && !too_old.is_empty() {
+        let beyond = match too_old.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            beyond => format!(" and {beyond} more"),
+        };
+        let named = too_old.get(..NAMED).unwrap_or(&too_old).join(", ");
+        add(reason(
             "sdk_too_old",
             lacking,
             "",
-            &format!("{} does not know the choice of targeting rules", sender.sdk),
+            &format!("of the SDKs that send events of it, {named}{beyond} cannot choose by targeting rule"),
             "update the SDK (docs/sdks.md has the versions), or turn on detailed events of the whole flag",
-        )));
+        ));
     }
     // A few are always counted in one batch and sent in another, or lost to an SDK's own bounds.
     let expected = evaluations / 10 * 9;
     if counts.received > 0 && counts.received < expected {
-        why.push(Value::Object(reason(
+        add(reason(
             "detailed_events_for_some",
             evaluations - counts.received,
             "",
             "SDKs send an event for some of the flag's evaluations and only count the others: detailed events are on for \
              some of its targeting rules or in some SDKs, are sampled, or were turned on or off meanwhile",
             "turn on detailed events of the whole flag in LaunchDarkly, if all are wanted",
-        )));
+        ));
     }
     why
+}
+
+/// Returns why SDKs count a flag's evaluations and send no event for any.
+fn unsent(
+    key: &str,
+    evaluations: u64,
+    told: Option<&catalogue::Flag>,
+    known: Option<&catalogue::Environment>,
+) -> Map<String, Value> {
+    match told.map(detailed_events) {
+        Some("on") => reason(
+            "detailed_events_not_seen",
+            evaluations,
+            "",
+            "detailed events are on in LaunchDarkly, and no SDK has sent one since counting began",
+            "wait until the SDKs have the flag's new version; look at `sdks` for ones that are too old",
+        ),
+        Some("by rule") => reason(
+            "detailed_events_by_rule",
+            evaluations,
+            "",
+            "detailed events are on for some of the flag's targeting rules in LaunchDarkly, and no evaluation matched one",
+            "turn on detailed events of the whole flag in LaunchDarkly, if all are wanted",
+        ),
+        _ => {
+            let mut shown = reason(
+                "detailed_events_off",
+                evaluations,
+                "",
+                "SDKs count the flag's evaluations and send no event for them: detailed events are off in LaunchDarkly",
+                "turn on detailed events of the flag, or of some of its targeting rules, in LaunchDarkly",
+            );
+            shown.extend(switch_on(key, known));
+            shown
+        }
+    }
 }
 
 fn held_by(key: &str, by: Reason, events: u64, known: Option<&catalogue::Environment>) -> Value {
@@ -274,7 +350,7 @@ fn switch_on(key: &str, known: Option<&catalogue::Environment>) -> Vec<(String, 
 
 fn is_plain(key: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    key.chars().all(plain) && !key.starts_with('-')
+    key.chars().all(plain) && !key.starts_with('-') && ![".", ".."].contains(&key)
 }
 
 fn time(ms: u64) -> Value {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::export::Members;
@@ -42,25 +42,82 @@ impl<'de> Visitor<'de> for Features<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Key(flag)) = map.next_key()? {
-            let Feature { counters } = map.next_value()?;
-            let sum = |only_unknown: bool| {
-                let counted = counters.iter().filter(|one| !only_unknown || one.is_unknown());
-                counted.fold(0u64, |sum, counter| sum.saturating_add(counter.count()))
-            };
-            (self.0)(&flag, sum(false), sum(true));
+        while let Some(Text(flag)) = map.next_key()? {
+            let sums: Sums = map.next_value()?;
+            (self.0)(&flag, sums.all, sums.unknown);
         }
         Ok(())
     }
 }
 
 #[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-#[derive(Deserialize)]
-struct Feature<'a> {
-    #[serde(borrow, default)]
-    counters: Vec<Counter<'a>>,
+/// The sums of a flag's counters, added up as they are read: a sender can have one in three bytes of JSON.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    all: u64,
+    unknown: u64,
+}
+
+impl<'de> Deserialize<'de> for Sums {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Flag;
+        impl<'de> Visitor<'de> for Flag {
+            type Value = Sums;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a flag with its counters")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Sums, A::Error> {
+                let mut sums = Sums::default();
+                while let Some(Text(name)) = map.next_key()? {
+                    if name == "counters" {
+                        sums = map.next_value_seed(Counters)?;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(sums)
+            }
+        }
+        deserializer.deserialize_map(Flag)
+    }
+}
+
+struct Counters;
+
+impl<'de> DeserializeSeed<'de> for Counters {
+    type Value = Sums;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Sums, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counters {
+    type Value = Sums;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("counters")
+    }
+
+    fn visit_unit<E>(self) -> Result<Sums, E> {
+        Ok(Sums::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Sums, A::Error> {
+        let mut sums = Sums::default();
+        while let Some(counter) = list.next_element::<Counter<'_>>()? {
+            let count = counter.count();
+            sums.all = sums.all.saturating_add(count);
+            if counter.is_unknown() {
+                sums.unknown = sums.unknown.saturating_add(count);
+            }
+        }
+        Ok(sums)
+    }
 }
 
 #[derive(Deserialize)]
@@ -78,8 +135,12 @@ impl Counter<'_> {
 
     fn count(&self) -> u64 {
         let text = self.count.map_or("0", RawValue::get);
-        // Some SDKs write whole numbers as floating-point ones.
-        text.strip_suffix(".0").unwrap_or(text).parse().unwrap_or(0)
+        let whole = || text.parse::<f64>().ok().filter(|count| count.fract() == 0.0);
+        // Some SDKs write whole numbers as floating-point ones. What is negative becomes 0.
+        text.parse()
+            .ok()
+            .or_else(|| whole().map(|count| count as u64))
+            .unwrap_or(0)
     }
 }
 
@@ -99,9 +160,17 @@ mod tests {
     fn sums_up_the_counters_of_each_flag() {
         let json = r#"{"kind":"summary","startDate":1,"features":{
             "a":{"default":{"deep":[1]},"counters":[{"value":true,"count":3,"version":1},{"count":2.0,"unknown":true}],"contextKinds":["user"]},
-            "\u0062":{"counters":[]}, "c":{"default":null}, "d":{"counters":[{"count":"7"},{"count":-1},{}]}
+            "\u0062":{"counters":[]}, "c":{"default":null}, "d":{"counters":[{"count":"7"},{"count":-1},{"count":1.5},{}]},
+            "e":{"counters":null}, "f":{"counters":[{"count":1}],"counters":[{"count":2e3}]}
         },"endDate":2}"#;
-        let expected = [("a", 5, 2), ("b", 0, 0), ("c", 0, 0), ("d", 0, 0)];
+        let expected = [
+            ("a", 5, 2),
+            ("b", 0, 0),
+            ("c", 0, 0),
+            ("d", 0, 0),
+            ("e", 0, 0),
+            ("f", 2000, 0),
+        ];
         let expected = expected.map(|(flag, count, unknown)| (flag.to_owned(), count, unknown));
         assert_eq!(read(json), (expected.to_vec(), true));
     }
@@ -110,6 +179,13 @@ mod tests {
     fn a_count_too_large_to_add_stays_the_largest() {
         let json = r#"{"features":{"a":{"counters":[{"count":18446744073709551615},{"count":5}]}}}"#;
         assert_eq!(read(json), (vec![("a".to_owned(), u64::MAX, 0)], true));
+    }
+
+    #[test]
+    fn a_million_counters_are_added_up_one_by_one() {
+        let counters = vec![r#"{"count":1}"#; 1_000_000].join(",");
+        let json = format!(r#"{{"features":{{"a":{{"counters":[{counters},{{"unknown":true,"count":3}}]}}}}}}"#);
+        assert_eq!(read(&json), (vec![("a".to_owned(), 1_000_003, 3)], true));
     }
 
     #[test]

@@ -4,6 +4,10 @@
 //! takes a third of what a general parser does. It accepts what RFC 8259 does, at any depth and with any number;
 //! escapes are checked for their form only, so a lone surrogate passes.
 
+/// Members of an object that is looked into. Each takes 32 bytes, and a sender can have one in five bytes of JSON: an object
+/// with more would take far more memory than its text.
+const MAX_MEMBERS: usize = 65_536;
+
 /// The top-level members of a JSON object, each as the bytes it was written with.
 ///
 /// Values are not parsed, only checked and spanned, so any number, depth or escape is as good as another.
@@ -22,7 +26,8 @@ pub struct Member<'a> {
 }
 
 impl<'a> Members<'a> {
-    /// Returns the members of the object that `json` is; `None` if it is no object or no valid JSON.
+    /// Returns the members of the object that `json` is; `None` if it is no object or no valid JSON, or has more than
+    /// 65,536 members: no SDK makes such.
     pub fn of(json: &'a str) -> Option<Self> {
         let mut scan = Scan { json, at: 0 };
         // SDKs' events have up to a dozen members.
@@ -35,6 +40,9 @@ impl<'a> Members<'a> {
                 let name = scan.span(Scan::string)?;
                 scan.colon()?;
                 let value = scan.span(Scan::value)?;
+                if members.len() == MAX_MEMBERS {
+                    return None;
+                }
                 members.push(Member { name, value });
                 scan.space();
                 if scan.take(b',').is_none() {
@@ -281,6 +289,13 @@ mod tests {
             assert_eq!(Members::of(json), None, "{json}");
         }
         assert_eq!(Members::of(" {} "), Some(Members::default()));
+    }
+
+    #[test]
+    fn an_object_of_more_members_than_any_sdk_makes_is_not_looked_into() {
+        let object = |members: usize| format!("{{{}}}", vec!["\"\":1"; members].join(","));
+        assert_eq!(Members::of(&object(MAX_MEMBERS)).unwrap().iter().len(), MAX_MEMBERS);
+        assert_eq!(Members::of(&object(MAX_MEMBERS + 1)), None);
     }
 
     #[test]

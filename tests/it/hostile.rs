@@ -200,6 +200,58 @@ fn gzip_bombs_pass_without_a_copy() {
     relay.stop();
 }
 
+/// Scenario: two bodies that inflate to some sixty megabytes each, made of the smallest parts that JSON has: counters in a summary,
+/// members of an event; then two of the same sizes that are one text each.
+/// Guarantees: reading the parts takes hardly more memory than reading the texts.
+#[test]
+fn bodies_of_a_million_parts_take_no_more_than_their_text() {
+    const BYTES: usize = 60_000_000;
+    // What does not compress keeps the bodies below the ratio at which nothing is inflated any more.
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(500_000).collect();
+    let summary = |counters: &str, text: &str| {
+        format!(
+            r#"[{{"kind":"summary","startDate":1,"endDate":2,"noise":"{noise}","text":"{text}","features":{{"a":{{"counters":[{counters}{{}}]}}}}}}]"#
+        )
+    };
+    let custom = |members: &str, text: &str| {
+        format!(r#"[{{"kind":"custom","creationDate":1,"noise":"{noise}","text":"{text}",{members}"key":"a"}}]"#)
+    };
+    let text = "x".repeat(BYTES);
+    let of_parts = peak_memory([
+        &summary(&"{},".repeat(BYTES / 3), ""),
+        &custom(&r#""":1,"#.repeat(BYTES / 5), ""),
+    ]);
+    let of_texts = peak_memory([&summary("", &text), &custom("", &text)]);
+    assert!(
+        of_parts < of_texts + 64,
+        "{of_parts} MiB in parts, {of_texts} MiB as texts"
+    );
+}
+
+/// Returns the peak of a relay's memory, MiB, that is sent the bodies, one after the other.
+fn peak_memory(bodies: [&str; 2]) -> u64 {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    setup.config["limits"] = json!({ "body_timeout": "60s" });
+    let relay = Relay::start(&setup);
+    let bodies = bodies.map(|body| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(body.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    });
+    for body in &bodies {
+        let headers = [("Authorization", SDK_KEY), ("Content-Encoding", "gzip")];
+        assert_eq!(relay.exchange(&request("POST", "/bulk", &headers, body)).status, 202);
+        relay.settle();
+    }
+    let metrics = relay.settle();
+    assert_eq!(metrics.sum("flagtap_batches_not_teed_total", &[]), 0.0);
+    let peak = relay.peak_memory_mib();
+    assert_alive(&relay);
+    relay.stop();
+    peak
+}
+
 /// Scenario: bytes that are no HTTP at all, and a flood of connections that send nothing.
 /// Guarantees: the relay goes on.
 #[test]

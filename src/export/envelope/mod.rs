@@ -44,7 +44,7 @@ pub fn render(event: &ExportEvent<'_>) -> Vec<u8> {
         .and_then(|json| Some((json, Members::of(json)?)));
     match object {
         Some((json, members)) => push_event(&mut out, event, json, &members),
-        None => out.extend_from_slice(event.json),
+        None => push_unseen(&mut out, event),
     }
     out.extend_from_slice(b",\"version\":");
     out.extend_from_slice(if event.version >= 2 { b"2}" } else { b"1}" });
@@ -92,6 +92,19 @@ fn push_event(out: &mut Vec<u8>, event: &ExportEvent<'_>, json: &str, members: &
         push_context_keys(out, &contexts);
     }
     out.extend_from_slice(&bytes[copied..]);
+}
+
+/// Adds an event that has too many members to be looked into: as it is, with its id.
+fn push_unseen(out: &mut Vec<u8>, event: &ExportEvent<'_>) {
+    match event.json.strip_prefix(b"{") {
+        Some(rest) => {
+            out.push(b'{');
+            push_id(out, event.id);
+            out.push(b',');
+            out.extend_from_slice(rest);
+        }
+        None => out.extend_from_slice(event.json),
+    }
 }
 
 fn push_id(out: &mut Vec<u8>, id: &str) {

@@ -25,6 +25,12 @@ use reference::{Reference, written};
 /// Why an event is not sent: a value of the metric label `reason`.
 pub const NOT_REDACTABLE: &str = "not_redactable";
 
+/// Members of an event that are keys or kinds of contexts, and nothing else.
+const KEYS: [&str; 6] = ["key", "userKey", "previousKey", "contextKind", "previousKind", "kind"];
+
+/// The attribute of users that contexts have in `_meta`.
+const SECONDARY: &str = "secondary";
+
 /// A shorter key can be tried out.
 const KEY_CHARACTERS: usize = 16;
 
@@ -113,6 +119,8 @@ impl Redact {
                 "null" => Ok(Fate::Keep),
                 value if member.is("context") => self.context(value),
                 value if member.is("user") => self.user(value),
+                value if member.is("contextKeys") => keys(value),
+                value if KEYS.iter().any(|key| member.is(key)) => plain(value),
                 _ if name(member).is_ok_and(|name| resembles(&name)) => Err(NOT_REDACTABLE),
                 _ => Ok(Fate::Keep),
             })
@@ -130,7 +138,7 @@ impl Redact {
             .iter()
             .map(|member| {
                 if member.is("kind") {
-                    return Ok(Fate::Keep);
+                    return plain(member.value);
                 }
                 let inner = Members::of(member.value).ok_or(NOT_REDACTABLE)?;
                 self.single(member.value, &inner)
@@ -150,6 +158,14 @@ impl Redact {
                 name => Ok(self.attribute(name, member.value, &mut redacted)),
             })
             .collect::<Result<_, &'static str>>()?;
+        // Here, so that it is listed before the list is written.
+        for member in members.iter().filter(|member| member.is("_meta")) {
+            let meta = Members::of(member.value);
+            let secondary = meta.iter().flat_map(Members::iter).find(|member| member.is(SECONDARY));
+            if let Some(secondary) = secondary.filter(|_| self.named.within.contains_key(SECONDARY)) {
+                self.attribute(SECONDARY.to_owned(), secondary.value, &mut redacted);
+            }
+        }
         let added = |list: &str| format!("\"_meta\":{{\"redactedAttributes\":{list}}}");
         let last = members.iter().rposition(|member| member.is("_meta"));
         let mut new = None;
@@ -182,6 +198,9 @@ impl Redact {
             .iter()
             .map(|member| match self.others {
                 _ if is_list(member) => names(member.value),
+                _ if member.is(SECONDARY) && self.named.within.contains_key(SECONDARY) => {
+                    Ok(self.attribute(SECONDARY.to_owned(), member.value, &mut Vec::new()))
+                }
                 Some(_) => Ok(Fate::Drop),
                 None => Ok(Fate::Keep),
             })
@@ -349,6 +368,13 @@ fn plain(json: &str) -> Result<Fate, &'static str> {
         true => Err(NOT_REDACTABLE),
         false => Ok(Fate::Keep),
     }
+}
+
+/// Keeps the keys of an event's contexts by kind, unless one is no key.
+fn keys(json: &str) -> Result<Fate, &'static str> {
+    let members = Members::of(json).ok_or(NOT_REDACTABLE)?;
+    members.iter().try_for_each(|member| plain(member.value).map(drop))?;
+    Ok(Fate::Keep)
 }
 
 /// Keeps a list of attributes' names, unless it holds anything else.

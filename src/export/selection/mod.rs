@@ -110,6 +110,26 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Returns why an evaluation of this flag that is in no experiment would be left out, if that can be said without one.
+    /// `created_ms`: when the flag was created, Unix milliseconds.
+    pub fn holds(&self, flag: &str, created_ms: u64) -> Option<Reason> {
+        if !self.kinds.contains(&Kind::Feature) {
+            return Some(Reason::KindNotSelected);
+        }
+        if self.experiments_only {
+            return Some(Reason::NotInExperiment);
+        }
+        let named = self.flags.named.get(flag).map(|flag| &flag.choice);
+        match (named, self.flags.default) {
+            (Some(Choice::Hold), _) => Some(Reason::FlagHeld),
+            (None, FlagDefault::Hold) => Some(Reason::HeldByDefault),
+            (None, FlagDefault::New { since_ms }) if created_ms < since_ms => Some(Reason::FlagCreatedBefore),
+            _ => None,
+        }
+    }
+}
+
 /// Whether an event is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {

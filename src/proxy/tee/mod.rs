@@ -50,6 +50,8 @@ pub struct TeeEnvironment {
     pub selection: Selection,
     /// What becomes of its flags.
     pub coverage: Arc<coverage::Environment>,
+    /// The number of the goal under which they are counted.
+    pub goal: u64,
     /// Where it goes.
     pub destinations: Vec<String>,
 }
@@ -227,7 +229,7 @@ impl Tee {
                 .counter(&inventory::EVENTS_FILTERED, &[&environment.name, reason.as_str()])
                 .increment(count);
         }
-        let shown = |kept: bool| environment.coverage.add(tally, sender, received_ms, kept);
+        let shown = |kept| (environment.coverage).add(tally, sender, received_ms, kept, environment.goal);
         if events.is_empty() {
             counters.batches_filtered.increment(1);
             shown(true);

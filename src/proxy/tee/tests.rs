@@ -68,6 +68,7 @@ impl Bench {
             environment_id: environment_id.to_owned(),
             selection: Selection::new(selection::Settings::default()),
             coverage: Arc::new(coverage::Environment::new("production", HashMap::new())),
+            goal: 0,
             destinations: vec!["archive".to_owned(), "lake".to_owned()],
         };
         let settings = PolicySettings {
