@@ -94,7 +94,7 @@ fn main() {
             sdk: "GoClient/7.0.0".to_owned(),
             too_old: false,
         };
-        flags.add(tally, sender, 2, true);
+        flags.add(tally, sender, 2, true, 0);
     });
     println!("judging and tallying that batch, with a summary of 50 flags: {tallied:?}");
 }

@@ -95,7 +95,8 @@ def main():
             for package in [root, *ordered]
         ],
     }
-    print(json.dumps(bom, indent=1, sort_keys=True))
+    # Without white space: half of the image's other files would be indentation.
+    print(json.dumps(bom, separators=(",", ":"), sort_keys=True))
 
 
 if __name__ == "__main__":

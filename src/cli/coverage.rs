@@ -131,16 +131,25 @@ fn row(flag: &Value) -> [String; 6] {
 
 /// Writes each reason once: what it means, what to do and, where there is one, the command for the first such flag.
 fn remedies(out: &mut String, flags: &[Value]) {
-    let mut said: Vec<(&str, &str)> = Vec::new();
-    for why in flags.iter().flat_map(|flag| list(flag, "not_exported")) {
+    let all = || flags.iter().flat_map(|flag| list(flag, "not_exported"));
+    let mut said: Vec<(&Value, &Value)> = Vec::new();
+    for why in all() {
         let text = |name: &str| why[name].as_str().unwrap_or_default();
-        let (reason, what) = (text("reason"), text("what"));
-        if said.contains(&(reason, what)) {
+        let whose = (&why["reason"], &why["destination"]);
+        if said.contains(&whose) {
             continue;
         }
-        said.push((reason, what));
-        let _ = writeln!(out, "{reason}: {what}\n  remedy: {}", text("remedy"));
-        if !text("rest").is_empty() {
+        said.push(whose);
+        let _ = writeln!(
+            out,
+            "{}: {}\n  remedy: {}",
+            text("reason"),
+            text("what"),
+            text("remedy")
+        );
+        let same = |other: &&Value| other["reason"] == why["reason"] && other["rest"].is_string();
+        if let Some(command) = all().find(same) {
+            let text = |name: &str| command[name].as_str().unwrap_or_default();
             let _ = writeln!(out, "  REST API: {}\n  Terraform: {}", text("rest"), text("terraform"));
         }
         out.push('\n');
@@ -167,7 +176,9 @@ mod tests {
             json!({ "flag": key, "evaluations": counts[0], "received": counts[1], "exported": counts[2],
                 "last_seen": "2026-11-22T00:00:00Z", "not_exported": why })
         };
+        let no_key = json!({ "reason": "detailed_events_off", "events": 1, "what": "off", "remedy": "turn it on" });
         let flags = [
+            flag("!", [1, 0, 0], &[&no_key]),
             flag("checkout", [40, 3, 3], &[]),
             flag("b\u{1b}[31m", [0, 2, 0], &[&why]),
             flag("c", [9, 0, 0], &[&off]),
@@ -181,14 +192,15 @@ mod tests {
             table(&document),
             "environment production, since 2026-11-21T00:00:00Z\n\n\
              FLAG      EVALUATIONS  RECEIVED  EXPORTED  LAST SEEN             NOT EXPORTED BECAUSE\n\
+             !                   1         0         0  2026-11-22T00:00:00Z  detailed_events_off (1)\n\
              checkout           40         3         3  2026-11-22T00:00:00Z\n\
              b\u{fffd}[31m              0         2         0  2026-11-22T00:00:00Z  flag_held (2)\n\
              c                   9         0         0  2026-11-22T00:00:00Z  detailed_events_off (9)\n\
              d                   9         2         0  2026-11-22T00:00:00Z  flag_held (2)\n\
              e\u{fffd}                  2         2         2  2026-11-22T00:00:00Z  lake: only_other_flags (2)\n\
              and 7 sights of flags beyond those that are followed\n\n\
-             flag_held: it is held\n  remedy: export it\n\n\
              detailed_events_off: off\n  remedy: turn it on\n  REST API: curl x\n  Terraform: track_events = true\n\n\
+             flag_held: it is held\n  remedy: export it\n\n\
              only_other_flags: lake\n  remedy: add it\n\n"
         );
     }

@@ -227,7 +227,7 @@ impl<'a> Explainer<'a> {
             Some((path, query)) => (path, Some(query)),
             None => (recorded.path.as_str(), None),
         };
-        let _ = writeln!(out, "{} {path}", recorded.method);
+        let _ = writeln!(out, "{} {}", printable(&recorded.method), printable(path));
         let Route::Events(route) = self
             .platform
             .classify(&Method::try_from(recorded.method.as_str())?, path)

@@ -11,7 +11,7 @@ use crate::support::command;
 use crate::support::export::{self, inflate, markers, read_lines};
 use crate::support::raw::request;
 use crate::support::recording::{fixture, load};
-use crate::support::{CLIENT_SIDE_ID, PROJECT_ID, Relay, Setup, Upstream, eventually};
+use crate::support::{Relay, Setup, Upstream, eventually};
 
 /// Runs `flagtap explain`, and returns what it prints on standard output and on standard error.
 fn explain(config: &str, arguments: &[&str], input: &[u8]) -> (String, String) {
@@ -34,12 +34,13 @@ fn the_examples_of_the_documentation_are_true() {
     let page = fixture("../docs/selection.md");
     let text = fs::read_to_string(&page).unwrap();
     let mut parts: Vec<String> = text.split("```").map(str::to_owned).collect();
-    let mut config = String::new();
+    let (mut frame, mut config) = (String::new(), String::new());
     let (mut event, mut examples) = (String::new(), 0);
     for part in parts.iter_mut().skip(1).step_by(2) {
         let (language, content) = part.split_once('\n').unwrap();
         match language {
-            "yaml" => config = with_settings(content),
+            "yaml" if frame.is_empty() => content.clone_into(&mut frame),
+            "yaml" => config = with_settings(&frame, content),
             "json" => event = content.to_owned(),
             "text" => {
                 let (said, _) = explain(&config, &[], event.as_bytes());
@@ -67,21 +68,19 @@ fn the_examples_of_the_documentation_are_true() {
     }
 }
 
-/// Returns a configuration with these settings of an environment (`export`) or of a destination; a whole one as it is.
-fn with_settings(settings: &str) -> String {
+/// Returns the page's frame with these settings of an environment (`export`) or of a destination in their place; a whole
+/// configuration as it is.
+fn with_settings(frame: &str, settings: &str) -> String {
     if settings.starts_with("environments:") {
         return format!("queue: {{ sled: {{ path: ./no-queue-here }} }}\n{settings}");
     }
-    let indented: String = settings.lines().map(|line| format!("    {line}\n")).collect();
-    let (environment, destination) = match settings.starts_with("export:") {
-        true => (indented.as_str(), ""),
-        false => ("", indented.as_str()),
+    let place = match settings.starts_with("export:") {
+        true => "    # `export` stands here.\n",
+        false => "    # `only` and `redact` stand here.\n",
     };
-    format!(
-        "queue: {{ sled: {{ path: ./no-queue-here }} }}\nenvironments:\n  - name: production\n    project_id: {PROJECT_ID}\n    \
-         environment_id: {CLIENT_SIDE_ID}\n    destinations: [archive]\n{environment}destinations:\n  - name: archive\n    \
-         file: {{ path: ./out }}\n{destination}"
-    )
+    assert!(frame.contains(place), "{frame}");
+    let indented: String = settings.lines().map(|line| format!("    {line}\n")).collect();
+    frame.replace(place, &indented)
 }
 
 /// Scenario: the recorded requests of a few SDK builds are explained with `--output`.

@@ -107,6 +107,7 @@ fn found(environment: catalogue::Environment) -> Environment {
         project_id: Some(environment.project_id),
         id: Some(environment.id),
         tracks_new_flags: environment.tracks_new_flags,
+        has_more_flags: environment.has_more_flags,
         flags: flags.filter_map(|(key, flag)| Some((key, tracked(flag)?))).collect(),
     }
 }

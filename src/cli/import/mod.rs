@@ -68,6 +68,8 @@ struct Environment {
     /// 24 hex digits, if the source knows it.
     id: Option<String>,
     tracks_new_flags: bool,
+    /// There are more flags than were read.
+    has_more_flags: bool,
     /// The flags that are exported, by their keys.
     flags: Vec<(String, Tracked)>,
 }

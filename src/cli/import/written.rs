@@ -1,5 +1,6 @@
 //! An account as a configuration's text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::ensure;
@@ -12,6 +13,9 @@ use crate::queue::now_ms;
 
 /// The largest configuration with single flags in it, bytes; flagtap takes 1 MiB.
 const MAX_BYTES: usize = 900_000;
+
+/// The longest key of a flag that flagtap takes, bytes.
+const MAX_KEY_BYTES: usize = 256;
 
 /// What an import writes.
 pub(super) struct Written {
@@ -36,6 +40,8 @@ struct Writer<'a> {
     variables: Names,
     wanted: Vec<Variable>,
     left_out: Vec<String>,
+    /// The variables with projects' ids, by the projects' keys.
+    project_ids: BTreeMap<String, String>,
 }
 
 /// Returns the configuration; the error is why it would be none that flagtap takes.
@@ -59,7 +65,13 @@ pub(super) fn write(account: &Account) -> anyhow::Result<Written> {
     }
     let _ = writeln!(said, "set before `flagtap check`:");
     for variable in &writer.wanted {
-        let _ = writeln!(said, "  {}  {} ({})", variable.name, variable.what, variable.place);
+        let _ = writeln!(
+            said,
+            "  {}  {} ({})",
+            variable.name,
+            comment(&variable.what),
+            variable.place
+        );
     }
     Ok(Written { text, said })
 }
@@ -72,6 +84,7 @@ fn whole(account: &Account, follow: bool) -> (String, Writer<'_>) {
         variables: Names::default(),
         wanted: Vec::new(),
         left_out: Vec::new(),
+        project_ids: BTreeMap::new(),
     };
     let text = writer.text();
     (text, writer)
@@ -152,15 +165,7 @@ impl Writer<'_> {
         let settings = "LaunchDarkly: the project's settings, Environments";
         let project_id = match &environment.project_id {
             Some(id) => quoted(id),
-            None => {
-                let place = "LaunchDarkly's REST API: `_id` of GET /api/v2/projects/<key>";
-                self.variable(
-                    "LD_PROJECT_ID",
-                    name,
-                    &format!("id of the project {}", environment.project),
-                    place,
-                )
-            }
+            None => self.project_id(&environment.project),
         };
         let id = match &environment.id {
             Some(id) => quoted(id),
@@ -184,12 +189,50 @@ impl Writer<'_> {
         let _ = writeln!(out, "    destinations: [{}]", destinations.join(", "));
     }
 
+    /// Returns the variable with a project's id: one, however many of its environments there are.
+    fn project_id(&mut self, project: &str) -> String {
+        if let Some(known) = self.project_ids.get(project) {
+            return known.clone();
+        }
+        let what = format!("id of the project {project}");
+        let place = "LaunchDarkly's REST API: `_id` of GET /api/v2/projects/<key>";
+        let quoted = self.variable("LD_PROJECT_ID", project, &what, place);
+        self.project_ids.insert(project.to_owned(), quoted.clone());
+        quoted
+    }
+
+    /// Returns the flags to name, each once: what flagtap takes as a key.
+    fn flags<'e>(&mut self, environment: &'e Environment) -> BTreeMap<&'e String, &'e Tracked> {
+        let mut flags = BTreeMap::new();
+        for (key, tracked) in &environment.flags {
+            if key.is_empty() || key.len() > MAX_KEY_BYTES {
+                let Environment { project, key: name, .. } = environment;
+                let key = comment(key);
+                let left_out =
+                    format!("the flag {key} of {project}/{name}: no flag's key is empty or longer than 256 bytes");
+                self.left_out.push(left_out);
+            } else {
+                flags.entry(key).or_insert(tracked);
+            }
+        }
+        flags
+    }
+
     /// Repeats which flags LaunchDarkly exports.
-    fn export(&self, environment: &Environment, out: &mut String) {
+    fn export(&mut self, environment: &Environment, out: &mut String) {
         if self.follow {
             out.push_str("    # Too many flags to list: what LaunchDarkly's settings have SDKs send is exported.\n");
             return;
         }
+        if environment.has_more_flags {
+            out.push_str("    # More flags than are read: what LaunchDarkly's settings have SDKs send is exported.\n");
+            let Environment { project, key, .. } = environment;
+            let left_out =
+                format!("the flags' settings of {project}/{key}: there are more than are read, so all are exported");
+            self.left_out.push(comment(&left_out));
+            return;
+        }
+        let flags = self.flags(environment);
         let default = match (self.account.flags_may_be_missing, environment.tracks_new_flags) {
             (true, _) => String::new(),
             (false, true) => {
@@ -202,7 +245,7 @@ impl Writer<'_> {
             }
             (false, false) => "        default: hold\n".to_owned(),
         };
-        if default.is_empty() && environment.flags.is_empty() {
+        if default.is_empty() && flags.is_empty() {
             return;
         }
         out.push_str(
@@ -210,11 +253,11 @@ impl Writer<'_> {
              # after each change there, leave `export` out.\n    export:\n      flags:\n",
         );
         out.push_str(&default);
-        if environment.flags.is_empty() {
+        if flags.is_empty() {
             return;
         }
         out.push_str("        named:\n");
-        for (key, tracked) in &environment.flags {
+        for (key, tracked) in flags {
             let key = quoted_key(key);
             let _ = match tracked {
                 Tracked::All => writeln!(out, "          {key}: export"),
@@ -367,6 +410,51 @@ mod tests {
         let left_out = "left out: the destination odd of shop/production: kinesis.stream_name";
         assert!(written.said.contains(left_out), "{}", written.said);
         assert!(!written.said.contains("ODD"), "{}", written.said);
+    }
+
+    #[test]
+    fn a_flag_that_is_met_twice_or_has_no_usable_key_costs_no_other() {
+        let key = |key: &str| (key.to_owned(), Tracked::All);
+        let account = Account {
+            environments: vec![Environment {
+                project: "shop".to_owned(),
+                key: "production".to_owned(),
+                flags: vec![key("a"), key(""), key("a"), key(&"k".repeat(257)), key("b")],
+                ..Environment::default()
+            }],
+            ..Account::default()
+        };
+        let written = write(&account).unwrap();
+        let named = "        named:\n          \"a\": export\n          \"b\": export\n    destinations";
+        assert!(written.text.contains(named), "{}", written.text);
+        assert_eq!(written.said.matches("no flag's key").count(), 2, "{}", written.said);
+    }
+
+    #[test]
+    fn an_environment_with_more_flags_than_are_read_holds_none() {
+        let account = Account {
+            environments: vec![Environment {
+                project: "shop".to_owned(),
+                key: "production".to_owned(),
+                flags: vec![("a".to_owned(), Tracked::All)],
+                has_more_flags: true,
+                ..Environment::default()
+            }],
+            ..Account::default()
+        };
+        let written = write(&account).unwrap();
+        assert!(
+            !written.text.contains("export:") && !written.text.contains("hold"),
+            "{}",
+            written.text
+        );
+        assert!(
+            written
+                .said
+                .contains("left out: the flags' settings of shop/production"),
+            "{}",
+            written.said
+        );
     }
 
     #[test]
