@@ -59,12 +59,36 @@ class Page(unittest.TestCase):
         self.assertEqual(self.written_out()["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
                          pod["terminationGracePeriodSeconds"])
 
+    def parent(self, template, *given):
+        """Renders a template of a chart that depends on flagtap's, which it knows as $flagtap."""
+        folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        shutil.copytree(CHART, folder / "charts/flagtap")
+        dependency = {"name": "flagtap", "version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]}
+        chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
+        (folder / "Chart.yaml").write_text(yaml.safe_dump(chart))
+        own = yaml.safe_load((EXAMPLE / "values.yaml").read_text())["flagtap"]
+        (folder / "values.yaml").write_text(yaml.safe_dump({"flagtap": own}))
+        (folder / "templates").mkdir()
+        (folder / "templates/parent.yaml").write_text("{{- $flagtap := .Subcharts.flagtap }}\n" + template)
+        return support.read_all(support.helm("4", "template", folder, *given))[0]
+
+    def test_the_sidecar_takes_ten_lines_and_a_changed_configuration_rolls_its_pod(self):
+        block = next(each for each in blocks() if "include" in each)
+        changed = ("--set-json", 'flagtap.config.queue={"max_age":"1d"}')
+        pods = [self.parent("apiVersion: v1\nkind: Pod\n" + block, *given) for given in ((), changed)]
+        for pod in pods:
+            kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
+            self.assertEqual([each["restartPolicy"] for each in flagtap_containers(pod["spec"])], ["Always"])
+        self.assertNotEqual(*[pod["metadata"]["annotations"] for pod in pods])
+
     def test_the_sidecar_takes_ten_lines_and_they_are_those_of_the_example(self):
         block = next(each for each in blocks() if "include" in each)
         self.assertLessEqual(len(block.splitlines()), 10)
-        example = (EXAMPLE / "templates/deployment.yaml").read_text()
-        for call in re.findall(r"include \"[^\"]*\" \S+", block):
-            self.assertIn(call, example)
+        templates = re.compile(r"include \"(flagtap\.sidecar\.[^\"]*)\"")
+        used = "".join(path.read_text() for path in sorted((EXAMPLE / "templates").glob("*.yaml")))
+        # The ConfigMap is in a file of its own, and in the sentence below.
+        self.assertEqual(set(templates.findall(block)) | {"flagtap.sidecar.config"}, set(templates.findall(used)))
 
     def test_the_chart_runs_the_version_that_it_lies_beside(self):
         with (ROOT / "Cargo.toml").open("rb") as file:
