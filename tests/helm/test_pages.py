@@ -82,6 +82,14 @@ class Page(unittest.TestCase):
             self.assertEqual([each["restartPolicy"] for each in flagtap_containers(pod["spec"])], ["Always"])
         self.assertNotEqual(*[pod["metadata"]["annotations"] for pod in pods])
 
+    def test_annotations_of_the_sidecar_go_below_others_and_stand_alone(self):
+        pod = 'apiVersion: v1\nkind: Pod\nmetadata:\n  annotations:%s{{- include "flagtap.sidecar.annotations" $flagtap | nindent 4 }}\n'
+        for change, ours in (("restart", {"flagtap.dev/config-checksum"}), ("reload", set())):
+            for above, theirs in (("", set()), ("\n    team: payments\n", {"team"})):
+                with self.subTest(change, above=above):
+                    found = self.parent(pod % above, "--set", f"flagtap.configChange={change}")["metadata"]["annotations"]
+                    self.assertEqual(set(found or {}), theirs | ours)
+
     def test_the_sidecar_takes_ten_lines_and_they_are_those_of_the_example(self):
         block = next(each for each in blocks() if "include" in each)
         self.assertLessEqual(len(block.splitlines()), 10)

@@ -11,6 +11,9 @@ as .Subcharts.flagtap:
       - env: [{ name: LD_EVENTS_URI, value: {{ include "flagtap.sidecar.url" .Subcharts.flagtap | quote }} }]
     volumes: {{- include "flagtap.sidecar.volumes" .Subcharts.flagtap | nindent 8 }}
 
+"flagtap.sidecar.annotations" is empty where nothing is to roll the pod (`configChange: reload`, no `secrets`): it can stand below
+annotations of your own, and alone it leaves `annotations:` null, which is none; `with` leaves that out too.
+
 With `sidecar.native: false` the container goes below `containers`. "flagtap.sidecar.config" makes the ConfigMap, and the
 Secret if there are `secrets`, and is included once, in a file of its own.
 */}}
@@ -85,9 +88,9 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{/* Annotations of the pod: a changed configuration restarts it unless it is reloaded. */}}
+{{/* Annotations of the pod: a changed configuration restarts it unless it is reloaded. Empty where there are none. */}}
 {{- define "flagtap.sidecar.annotations" -}}
-{{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.sidecar.configuration" .)) | default "{}" }}
+{{- include "flagtap.checksums" (dict "root" . "config" (include "flagtap.sidecar.configuration" .)) }}
 {{- end }}
 
 {{/* terminationGracePeriodSeconds of the pod: the application's end, and then flagtap's. */}}
