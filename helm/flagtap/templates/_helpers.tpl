@@ -42,7 +42,7 @@ nothing, or off, null is the same. Where there is nothing that null could mean, 
   "drainOrphans.within"
   "podDisruptionBudget" "podDisruptionBudget.enabled" "podDisruptionBudget.maxUnavailable"
   "serviceAccount" "serviceAccount.create"
-  "service" "service.type" "service.port"
+  "service" "service.type" "service.port" "service.sessionAffinity"
   "networkPolicy.clients"
   "sidecar" "sidecar.native" "sidecar.applicationSeconds" "sidecar.dataSize"
   "injector.replicas" "injector.address" "injector.failurePolicy" "injector.namespaceSelector"
