@@ -133,16 +133,42 @@ class Life(unittest.TestCase):
                    if case.startswith("application") or case in ("injector", "injector-self-signed")}
         self.assertEqual(listens, {"127.0.0.1:8030"})
 
-    def test_a_sidecar_is_monitored_whatever_its_application_is_called_and_a_gateway_is_not(self):
-        objects = support.objects(CHART, CHART / "ci/everything-values.yaml")
-        monitor = next(each for each in objects if each["kind"] == "PodMonitor")["spec"]
-        expressions = monitor["selector"].pop("matchExpressions")
-        self.assertEqual(monitor["selector"], {})
-        gateway = next(each for each in objects if each["kind"] == "StatefulSet")["spec"]["template"]["metadata"]["labels"]
-        for labels, found in [(gateway, False), ({}, True), ({"app.kubernetes.io/component": "gateway"}, True)]:
-            self.assertEqual({each["operator"] for each in expressions}, {"NotIn"})
-            with self.subTest(labels):
-                self.assertEqual(all(labels.get(each["key"]) not in each["values"] for each in expressions), found)
+    def scrapes(self, *given):
+        """Returns how often each of a gateway, an injector and sidecars is scraped, where all of them are."""
+        values = ("--values", CHART / "ci/statefulset-values.yaml", "--set", "injector.enabled=true", *given)
+        objects = support.read_all(support.helm("4", "template", CHART, *values))
+        pods = {"sidecar": {}, "sidecar of an application called gateway": {"app.kubernetes.io/component": "gateway"}}
+        for each in objects:
+            if each["kind"] in ("StatefulSet", "Deployment"):
+                template = each["spec"]["template"]
+                ports = [port["name"] for container in template["spec"]["containers"] for port in container["ports"]]
+                self.assertIn("flagtap-metrics", ports)
+                pods["gateway" if each["kind"] == "StatefulSet" else "injector"] = template["metadata"]["labels"]
+
+        def chosen(selector, labels):
+            self.assertEqual({each["operator"] for each in selector.get("matchExpressions", [])} - {"NotIn"}, set())
+            return selector.get("matchLabels", {}).items() <= labels.items() and not any(
+                labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []))
+
+        found = []
+        for monitor in objects:
+            if monitor["kind"] == "PodMonitor":
+                found += [name for name, labels in pods.items() if chosen(monitor["spec"]["selector"], labels)]
+            if monitor["kind"] == "ServiceMonitor":
+                port, = [each["port"] for each in monitor["spec"]["endpoints"]]
+                for service in objects:
+                    ports = [each["name"] for each in service["spec"]["ports"]] if service["kind"] == "Service" else []
+                    if port in ports and chosen(monitor["spec"]["selector"], service["metadata"]["labels"]):
+                        found += [name for name, labels in pods.items() if service["spec"]["selector"].items() <= labels.items()]
+        return {name: found.count(name) for name in pods}
+
+    def test_whatever_has_metrics_is_scraped_once(self):
+        services, sidecars = ("--set", "metrics.serviceMonitor=true"), ("--set", "metrics.podMonitor=true")
+        for given, gateway, injector, sidecar in [((), 0, 0, 0), (services, 1, 1, 0), (sidecars, 0, 1, 1), (services + sidecars, 1, 1, 1)]:
+            with self.subTest(given):
+                self.assertEqual(self.scrapes(*given), {
+                    "gateway": gateway, "injector": injector, "sidecar": sidecar, "sidecar of an application called gateway": sidecar,
+                })
 
     def test_applications_are_sent_to_where_the_sidecar_listens(self):
         tls = '"tls":{"certificate":"/etc/a.crt","key":"/etc/a.key"}'
