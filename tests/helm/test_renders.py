@@ -116,6 +116,22 @@ class Renders(unittest.TestCase):
         self.assertIn("without an fsGroup", notes("injector-self-signed"))
         self.assertIn("the namespace events only", notes("drain", "--set", "injector.enabled=true"))
 
+        # What is opened to the outside and closed again by the policy.
+        policy, ingress = ("--set", "networkPolicy.enabled=true"), ("--set", "ingress.enabled=true,ingress.hosts={a.example}")
+        route = ("--set", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=a")
+        outside = ("--set-json", 'networkPolicy.clients=[{"podSelector":{}},{"namespaceSelector":{}}]')
+        for given, said in [
+            (policy, None), (ingress, None), (policy + outside + ingress, None), (policy + ingress, "(ingress)"),
+            (policy + route + ("--set", "service.type=LoadBalancer"), "(httpRoute, service.type LoadBalancer)"),
+            (policy + ingress + ("--set-json", "networkPolicy.clients=[]"), "(ingress)"),
+        ]:
+            with self.subTest(given):
+                text = notes("statefulset", *given)
+                self.assertIn(said, text) if said else self.assertNotIn("WARNING", text)
+        self.assertNotIn("shut out", notes("everything"))
+        # Sidecars are not under the policy.
+        notes("statefulset", *policy, "--set", "metrics.podMonitor=true")
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -131,6 +131,10 @@ class Values(unittest.TestCase):
             (["podLabels={\"app.kubernetes.io/component\":\"a\"}"], "podLabels has app.kubernetes.io/component"),
             (["podAnnotations={\"flagtap.dev/config-checksum\":\"a\"}"], "podAnnotations has flagtap.dev/config-checksum"),
             (["metrics.labels={\"app.kubernetes.io/name\":\"a\"}"], "metrics.labels has app.kubernetes.io/name"),
+            (["networkPolicy.enabled=true", "metrics.serviceMonitor=true"], "networkPolicy.metrics is empty"),
+            (["networkPolicy.enabled=true", "metrics.podMonitor=true", "injector.enabled=true"], "networkPolicy.metrics is empty"),
+            (["networkPolicy.enabled=true", "metrics.serviceMonitor=true", "injector.enabled=true", "mode=\"none\""],
+             "networkPolicy.metrics is empty"),
             (["enabled=false"], "no `condition: flagtap.enabled`"),
             (["gracePeriodSeconds=5"], "no time to deliver"),
             (["secrets={\"A\":\"b\"}"], "keep one"),
@@ -178,7 +182,7 @@ class Values(unittest.TestCase):
         nothing = [each for each in self.sections_and_leaves() if self.is_nothing(each) and not each.path.startswith("config.")]
         switches = [each.path for each in nothing if each.default is False]
         # What these have to have while they are on.
-        switches += ["ingress.hosts", "httpRoute.parentRefs"]
+        switches += ["ingress.hosts", "httpRoute.parentRefs", "networkPolicy.metrics"]
         leaves = [each.path for each in nothing if each.path not in switches + self.OFF]
         self.assertGreater(len(leaves), 25)
         for paths in leaves, switches, self.OFF[:-1], self.OFF[-1:]:

@@ -91,6 +91,23 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/* What lets clients in from outside the cluster, in words, while the network policy lets in the namespace's own pods alone. */}}
+{{- define "flagtap.shutOut" -}}
+{{- if and .Values.networkPolicy.enabled (ne .Values.mode "none") }}
+{{- $others := list }}
+{{- range .Values.networkPolicy.clients }}
+{{- if or (hasKey . "namespaceSelector") (hasKey . "ipBlock") }}
+{{- $others = append $others . }}
+{{- end }}
+{{- end }}
+{{- $ways := list }}
+{{- if .Values.ingress.enabled }}{{ $ways = append $ways "ingress" }}{{ end }}
+{{- if .Values.httpRoute.enabled }}{{ $ways = append $ways "httpRoute" }}{{ end }}
+{{- if ne .Values.service.type "ClusterIP" }}{{ $ways = append $ways (printf "service.type %s" .Values.service.type) }}{{ end }}
+{{- if not $others }}{{ join ", " $ways }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* Not empty if an annotation makes the Ingress' controller speak TLS to the Service, or pass the clients' on. */}}
 {{- define "flagtap.tlsToService" -}}
 {{- $ofIngress := dict

@@ -23,6 +23,10 @@
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
 {{- fail "autoscaling.minReplicas is greater than autoscaling.maxReplicas" }}
 {{- end }}
+{{- $monitors := or (and .Values.metrics.serviceMonitor (ne .Values.mode "none")) (and .Values.injector.enabled (or .Values.metrics.serviceMonitor .Values.metrics.podMonitor)) }}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.metrics) $monitors }}
+{{- fail "networkPolicy.metrics is empty, so that networkPolicy.enabled keeps Prometheus from every pod that metrics.serviceMonitor and metrics.podMonitor send it to here. Name your Prometheus there, such as `- namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: monitoring } }`" }}
+{{- end }}
 {{- include "flagtap.notOurs" (dict "name" "podLabels" "given" .Values.podLabels) }}
 {{- include "flagtap.notOurs" (dict "name" "podAnnotations" "given" .Values.podAnnotations) }}
 {{- include "flagtap.notOurs" (dict "name" "metrics.labels" "given" .Values.metrics.labels) }}
