@@ -8,6 +8,7 @@ import unittest
 import yaml
 
 import support
+from chart import Chart
 from support import CHART, FLAGTAP, HELM, ROOT
 
 
@@ -42,6 +43,11 @@ class Injector(unittest.TestCase):
                 self.assertTrue("does not run in a cluster" in log or "TLS file /run/secrets/tls/tls.crt" in log, log)
                 tried += 1
         self.assertEqual(tried, 3)
+
+    def test_what_bodies_take_is_said_where_the_memory_is_given(self):
+        shift, = re.findall(r"const MOST_BODIES: usize = (\d+) << 20;", (ROOT / "src/injector/mod.rs").read_text())
+        explained = {value.path: value.meaning for value in Chart().leaves()}
+        self.assertIn(f"{shift} MiB of bodies", explained["injector.resources.limits.memory"])
 
     def test_another_template_would_be_noticed(self):
         code, log = self.start(support.objects(CHART, CHART / "ci/injector-values.yaml"), "url: http://127.0.0.1:8030\n")

@@ -5,6 +5,7 @@ import unittest
 import yaml
 
 import support
+from chart import Chart
 from support import CHART, EXAMPLE, HELM, flagtap_containers, pods
 
 
@@ -242,6 +243,32 @@ class Life(unittest.TestCase):
         given = [word for setting in settings for word in ("--set-json", setting)]
         text = support.helm("4", "template", CHART, "--values", CHART / "ci/drain-values.yaml", *given)
         return {each["metadata"]["name"]: each["spec"] for each in support.read_all(text) if each["kind"] == "Job"}
+
+    def test_a_drain_tries_as_often_as_is_said(self):
+        explained = {value.path: value.meaning for value in Chart().leaves()}
+        for job in self.drains().values():
+            self.assertEqual(job["backoffLimit"] + 1, 4)
+        self.assertIn("A Job makes four", explained["drainOrphans.within"])
+
+    def test_further_variables_and_volumes_are_in_gateways_drains_and_sidecars(self):
+        given = ("--set-json", 'extraEnv=[{"name":"FURTHER","value":"x"}]', "--set-json", 'extraVolumes=[{"name":"further"}]',
+                 "--set-json", 'extraVolumeMounts=[{"name":"further","mountPath":"/further"}]', "--set", "injector.enabled=true")
+        text = support.helm("4", "template", CHART, "--values", CHART / "ci/drain-values.yaml", *given)
+        found = {}
+        for each in support.read_all(text):
+            if each["kind"] in ("StatefulSet", "Deployment", "Job"):
+                spec = each["spec"]["template"]["spec"]
+                found[each["kind"]] = (spec["containers"][0], spec["volumes"])
+            elif "sidecar.yaml" in each.get("data", {}):
+                sidecar = yaml.safe_load(each["data"]["sidecar.yaml"])
+                found["sidecar"] = (sidecar["container"], sidecar["volumes"])
+        self.assertEqual(set(found), {"StatefulSet", "Deployment", "Job", "sidecar"})
+        for name, (container, volumes) in found.items():
+            names = [each["name"] for each in container.get("env", []) + container["volumeMounts"] + volumes]
+            with self.subTest(name):
+                # The Deployment is the injector's.
+                self.assertEqual([each for each in names if each.lower() == "further"],
+                                 [] if name == "Deployment" else ["FURTHER", "further", "further"])
 
     def test_an_upgrade_never_changes_a_drains_job(self):
         before = self.drains()
