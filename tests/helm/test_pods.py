@@ -281,7 +281,7 @@ class Life(unittest.TestCase):
         # Also one whose number and name are as long as they may be.
         names = self.drains('fullnameOverride="%s"' % ("r" * 60), "drainOrphans.ordinals=[2147483647]")
         for name in names:
-            self.assertRegex(name, "^r{40}-drain-2147483647-[0-9a-f]{5}$")
+            self.assertRegex(name, "^r{31}-[0-9a-f]{8}-drain-2147483647-[0-9a-f]{5}$")
             self.assertLessEqual(len(name), 63)
 
 

@@ -390,6 +390,41 @@ class Values(unittest.TestCase):
                 with self.subTest("a release", kind=each["kind"]):
                     kubernetes_validate.validate(each, "1.37", strict=True)
 
+    def release(self, name, *given, case="injector-cert-manager", chart=CHART):
+        """Renders a release of this name; a gateway and an injector unless told otherwise."""
+        values = () if chart != CHART else ("--values", CHART / f"ci/{case}-values.yaml")
+        return support.run(HELM["4"], "template", name, chart, "--namespace", "events", *values, *given, check=False)
+
+    def test_a_release_whose_name_no_service_can_have_is_refused(self):
+        for name in "1st", "my.app", "a" * 20 + "." + "b" * 30:
+            for case in "statefulset", "injector":
+                with self.subTest(name, case=case):
+                    self.assertIn("Set fullnameOverride", self.release(name, case=case).stderr)
+                    self.assertEqual(self.release(name, "--set", "fullnameOverride=relay", case=case).stderr, "")
+            # Sidecars alone have no Service.
+            done = self.release(name, chart=support.example("4"))
+            self.assertEqual(done.stderr, "")
+            for each in support.read_all(done.stdout):
+                with self.subTest(name, kind=each["kind"]):
+                    self.assertRegex(each["metadata"]["name"], r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+
+    def test_long_names_that_begin_alike_are_different_names(self):
+        def names(release, *given):
+            objects = support.read_all(self.release(release, *given).stdout)
+            self.assertGreater(len(objects), 10)
+            found = {(each["kind"], each["metadata"]["name"]) for each in objects}
+            for kind, name in found:
+                self.assertLessEqual(len(name), 63)
+            return found
+
+        # As long as Helm lets them be, and as the value may be.
+        for first, second in [(("r" * 52 + "a",), ("r" * 52 + "b",)), (("r" * 30 + "-" * 3 + "a" * 20,), ("r" * 30 + "-" * 3 + "a" * 19,)),
+                              (("x", "--set", "fullnameOverride=" + "f" * 60), ("x", "--set", "fullnameOverride=" + "f" * 61))]:
+            with self.subTest(first):
+                self.assertEqual(names(*first) & names(*second), set())
+        # What is short enough stays as it is.
+        self.assertIn(("Service", "r" * 32 + "-flagtap"), names("r" * 32))
+
     def test_an_injector_alone_has_no_secrets_of_its_own(self):
         taken = 'existingSecret=""', 'secrets={"LD_SDK_KEY":"x"}'
         self.assertIn("name it with existingSecret", refused(*taken, values="injector"))

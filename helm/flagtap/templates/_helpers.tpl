@@ -4,14 +4,17 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
+{{/* What other names begin with. 40 characters at the most leave room for what they end with. */}}
 {{- define "flagtap.fullname" -}}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
-{{- else if contains (include "flagtap.name" .) .Release.Name }}
-{{- .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name (include "flagtap.name" .) | trunc 40 | trimSuffix "-" }}
+{{- $name := .Values.fullnameOverride }}
+{{- if not $name }}
+{{- $name = contains (include "flagtap.name" .) .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name (include "flagtap.name" .)) }}
 {{- end }}
+{{- if gt (len $name) 40 }}
+{{- /* The digest tells names apart that are cut to the same. */}}
+{{- $name = printf "%s-%s" ($name | trunc 31 | trimAll "-.") ($name | sha256sum | trunc 8) }}
+{{- end }}
+{{- $name }}
 {{- end }}
 
 {{/* What cannot work whatever else is rendered. Every file begins with it: in which order they are rendered is Helm's business. */}}
@@ -19,6 +22,11 @@
 {{- include "flagtap.nulls" . }}
 {{- if eq (toString .Values.enabled) "false" }}
 {{- fail "enabled is false, and the chart is rendered all the same: the parent chart's dependency has no `condition: flagtap.enabled`" }}
+{{- end }}
+{{- /* A Service's name is stricter than a release's, and than that of a ConfigMap, which is all that sidecars need. */}}
+{{- $name := include "flagtap.fullname" . }}
+{{- if and (or (ne .Values.mode "none") .Values.injector.enabled) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name)) }}
+{{- fail (printf "%s, from the release's name, cannot be the name of a Service: that begins with a letter and has letters, digits and hyphens only. Set fullnameOverride, or name the release otherwise" $name) }}
 {{- end }}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
 {{- fail "autoscaling.minReplicas is greater than autoscaling.maxReplicas" }}
