@@ -135,6 +135,12 @@ class Values(unittest.TestCase):
             (["networkPolicy.enabled=true", "metrics.podMonitor=true", "injector.enabled=true"], "networkPolicy.metrics is empty"),
             (["networkPolicy.enabled=true", "metrics.serviceMonitor=true", "injector.enabled=true", "mode=\"none\""],
              "networkPolicy.metrics is empty"),
+            (["extraEnv=[{\"name\":\"TMPDIR\",\"value\":\"/tmp\"}]"], "extraEnv has TMPDIR"),
+            (["existingSecret=\"\"", "secrets={\"A\":\"b\"}", "extraEnv=[{\"name\":\"A\",\"value\":\"c\"}]"], "extraEnv has A, which"),
+            (["extraVolumes=[{\"name\":\"flagtap-data\",\"emptyDir\":{}}]"], "extraVolumes has flagtap-data"),
+            (["extraVolumes=[{\"name\":\"flagtap-secrets\",\"emptyDir\":{}}]"], "extraVolumes has flagtap-secrets"),
+            (["extraVolumeMounts=[{\"name\":\"a\",\"mountPath\":\"/data/\"}]"], "extraVolumeMounts has /data/, where"),
+            (["extraVolumeMounts=[{\"name\":\"a\",\"mountPath\":\"/etc/flagtap\"}]"], "extraVolumeMounts has /etc/flagtap, where"),
             (["enabled=false"], "no `condition: flagtap.enabled`"),
             (["gracePeriodSeconds=5"], "no time to deliver"),
             (["secrets={\"A\":\"b\"}"], "keep one"),
@@ -149,6 +155,22 @@ class Values(unittest.TestCase):
         ]:
             with self.subTest(settings):
                 self.assertIn(said, refused(*settings))
+
+    def test_names_and_places_of_the_chart_are_refused_wherever_it_uses_them(self):
+        """Of every volume, variable and mount that the chart gives to a container of flagtap's."""
+        given = ("--values", CHART / "ci/injector-values.yaml", "--set", "mode=statefulset")
+        objects = support.read_all(support.helm("4", "template", CHART, *given))
+        sidecar = next(yaml.safe_load(each["data"]["sidecar.yaml"]) for each in objects if "sidecar.yaml" in each.get("data", {}))
+        gateway = next(each for each in objects if each["kind"] == "StatefulSet")["spec"]["template"]["spec"]
+        settings = set()
+        for container, volumes in (sidecar["container"], sidecar["volumes"]), (gateway["containers"][0], gateway["volumes"]):
+            settings |= {'extraVolumes=[{"name":"%s"}]' % each["name"] for each in volumes}
+            settings |= {'extraEnv=[{"name":"%s"}]' % each["name"] for each in container["env"]}
+            settings |= {'extraVolumeMounts=[{"name":"a","mountPath":"%s"}]' % each["mountPath"] for each in container["volumeMounts"]}
+        self.assertEqual(len(settings), 7)
+        for setting in settings:
+            with self.subTest(setting):
+                self.assertIn("the chart", refused(setting))
 
     def everything(self, changes, line="4"):
         """Renders the gateway and all that goes with it, with values changed by path: None is null, `...` leaves one out."""

@@ -35,9 +35,29 @@
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.metrics) $monitors }}
 {{- fail "networkPolicy.metrics is empty, so that networkPolicy.enabled keeps Prometheus from every pod that metrics.serviceMonitor and metrics.podMonitor send it to here. Name your Prometheus there, such as `- namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: monitoring } }`" }}
 {{- end }}
+{{- include "flagtap.further" . }}
 {{- include "flagtap.notOurs" (dict "name" "podLabels" "given" .Values.podLabels) }}
 {{- include "flagtap.notOurs" (dict "name" "podAnnotations" "given" .Values.podAnnotations) }}
 {{- include "flagtap.notOurs" (dict "name" "metrics.labels" "given" .Values.metrics.labels) }}
+{{- end }}
+
+{{/* Refuses further variables, volumes and mounts that are there already: Kubernetes refuses such a pod, or the last one wins. */}}
+{{- define "flagtap.further" -}}
+{{- range .Values.extraEnv }}
+{{- if or (eq .name "TMPDIR") (hasKey ($.Values.secrets | default dict) .name) }}
+{{- fail (printf "extraEnv has %s, which the chart sets; leave it out" .name) }}
+{{- end }}
+{{- end }}
+{{- range .Values.extraVolumes }}
+{{- if has .name (list "flagtap-config" "flagtap-data" "flagtap-secrets") }}
+{{- fail (printf "extraVolumes has %s, which is a volume of the chart's; give it another name" .name) }}
+{{- end }}
+{{- end }}
+{{- range .Values.extraVolumeMounts }}
+{{- if has (.mountPath | default "" | clean) (list "/etc/flagtap" "/data" "/run/secrets/flagtap") }}
+{{- fail (printf "extraVolumeMounts has %s, where the chart mounts a volume of its own; mount it elsewhere (what waits goes to persistence or sidecar.dataVolume)" .mountPath) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/*
