@@ -22,7 +22,8 @@ metadata:
 spec:
   {{- include "flagtap.podSpec" . | nindent 2 }}
   serviceAccountName: {{ include "flagtap.serviceAccountName" . | quote }}
-  terminationGracePeriodSeconds: {{ .Values.gracePeriodSeconds }}
+  # The wait before TERM counts too.
+  terminationGracePeriodSeconds: {{ add .Values.gracePeriodSeconds 5 }}
   topologySpreadConstraints:
     {{- with .Values.topologySpreadConstraints }}
     {{- toYaml . | nindent 4 }}
@@ -62,6 +63,11 @@ spec:
         httpGet: { path: /livez, port: flagtap-metrics }
         periodSeconds: 10
         failureThreshold: 6
+      lifecycle:
+        # Nodes and Ingresses hear late that a pod leaves a Service, and flagtap closes its port when nobody has been connected
+        # for two seconds. What still comes meanwhile is served.
+        preStop:
+          exec: { command: [/flagtap, wait, 5s] }
       resources: {{- toYaml (.Values.resources | default dict) | nindent 8 }}
       securityContext: {{- include "flagtap.securityContext" . | nindent 8 }}
       volumeMounts:
