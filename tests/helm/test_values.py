@@ -61,6 +61,30 @@ class Values(unittest.TestCase):
                 for choice in value.choices or []:
                     self.assertIn(choice, [*tried, value.default], f"no file of ci/ sets {value.path} to {choice}")
 
+    # What decides whether anything is rendered, and nothing of it.
+    ONLY_REFUSES = {"ingress.tlsToService": "test_only_what_makes_a_controller_speak_tls_lets_an_ingress_lead_to_tls"}
+
+    def test_every_value_is_read_by_a_template(self):
+        cases = list(zip(support.cases(), self.given(), strict=True))
+        for value in self.chart.leaves():
+            tried = [(case, each) for case, values in cases for each in found(values, value.path)]
+            # Where a file sets it, what it belongs to is switched on: so those first, and there the default.
+            order = [*dict.fromkeys(case for case, _ in tried), *(case for case, _ in cases if case not in dict(tried))]
+            others = [value.default, *(each for _, each in tried)]
+            # Of a list that may not be empty, a longer one.
+            others += [each * 2 for each in others if isinstance(each, list)]
+            with self.subTest(value.path):
+                read = any(self.changes(chart, file, value.path, other) for _, chart, file in order for other in others)
+                self.assertEqual(read, value.path not in self.ONLY_REFUSES, f"no template reads {value.path}")
+        for path, test in self.ONLY_REFUSES.items():
+            self.assertTrue(hasattr(self, test), path)
+
+    def changes(self, chart, file, path, value):
+        """Returns whether a file of values is rendered differently with this value at a path."""
+        path = f"flagtap.{path}" if chart == EXAMPLE else path
+        done = support.helm("4", "template", chart, "--values", file, "--set-json", f"{path}={json.dumps(value)}", check=False)
+        return done.returncode == 0 and done.stdout != support.rendered(chart, file)
+
     def test_no_comment_is_taken_for_a_value_that_it_does_not_stand_above(self):
         values = Chart("# -- first\na: 1\nb: 2\n# -- third\n\nc: 3\n# prose\n# -- fourth,\n# still\nd: { e: {} }\n").values
         self.assertEqual([each.comment for each in values], ["first", None, None, "fourth, still"])
