@@ -94,8 +94,8 @@ pub(super) fn sizes(root: &Section<'_>, tee: &Tee, queue: &Queue) {
         );
         root.problem_at(at("tee", ["max_decompressed", "max_body"]), message);
     }
-    if queue.max_bytes < ByteSize::mib(16) {
-        let message = "is under 16MiB: the queue removes whole parts at a time and has little room to work";
+    if queue.max_bytes < ByteSize::mib(64) {
+        let message = "is under 64MiB: the queue removes whole parts at a time and has little room to work";
         root.warn_at(at("queue", ["max_bytes", "max_bytes"]), message);
     }
 }

@@ -367,6 +367,7 @@ impl Task {
             // A consumer waits for records; one that returns without any must not be asked in a busy loop.
             self.read_from = Instant::now() + Duration::from_millis(10);
         }
+        self.window.turned(self.reporter.turns());
         self.window.take_in(records);
     }
 

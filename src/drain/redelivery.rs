@@ -19,17 +19,29 @@ const MOST: usize = 1000;
 /// The wait between two rounds: with [`MOST`], slow enough to leave the destination and `max_bytes` to new events.
 const PACE: Duration = Duration::from_secs(10);
 
-/// Requeues letters of the destination `name` whenever it begins to work; never ends. Dropping it loses nothing.
+/// How often one letter is requeued while nothing else waits by which the destination could be tried.
+const PROBE: Duration = Duration::from_secs(60);
+
+/// Requeues letters of the destination `name` whenever it begins to work, and one at a time to find out; never ends. Dropping it
+/// loses nothing.
 pub async fn redeliver(name: &str, queue: &dyn Queue, status: &DrainStatus) {
     let mut turns = status.turns();
     let mut failed = false;
     loop {
-        let Ok(turn) = turns.wait_for(|turns| is_working(*turns)).await.map(|turn| *turn) else {
-            return;
+        let working = async { turns.wait_for(|turns| is_working(*turns)).await.map(|turn| *turn) };
+        let turn = match tokio::time::timeout(PROBE, working).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) => return,
+            Err(_) => {
+                if nothing_waits(name, queue) && matches!(round(name, queue, 1).await, Err(ConsumeError::Closed)) {
+                    return;
+                }
+                continue;
+            }
         };
         let mut left = true;
         while left && *turns.borrow() == turn {
-            match round(name, queue).await {
+            match round(name, queue, MOST).await {
                 Ok(letters) => {
                     left = letters > 0;
                     failed = false;
@@ -56,8 +68,14 @@ pub async fn redeliver(name: &str, queue: &dyn Queue, status: &DrainStatus) {
     }
 }
 
-/// Returns how many letters were requeued.
-async fn round(name: &str, queue: &dyn Queue) -> Result<u64, ConsumeError> {
+fn nothing_waits(name: &str, queue: &dyn Queue) -> bool {
+    let stats = queue.stats();
+    let of_name = stats.consumers.iter().find(|consumer| consumer.name == name);
+    of_name.is_some_and(|consumer| consumer.waiting.is_empty())
+}
+
+/// Requeues letters, `most` of them. Returns how many.
+async fn round(name: &str, queue: &dyn Queue, most: usize) -> Result<u64, ConsumeError> {
     if !queue
         .stats()
         .dead_letters
@@ -74,7 +92,7 @@ async fn round(name: &str, queue: &dyn Queue) -> Result<u64, ConsumeError> {
             found.push((letter.position, letter.index));
         }
         // The keys are all that is needed; a letter that is wanted ends the search.
-        found.len() >= MOST
+        found.len() >= most
     };
     queue.find_dead_letters(name, 1, Arc::new(note)).await?;
     let mut keys = std::mem::take(&mut *keys.lock().unwrap_or_else(PoisonError::into_inner));

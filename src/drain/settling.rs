@@ -46,6 +46,7 @@ impl Task {
     }
 
     pub(super) async fn try_settle(&mut self) -> Result<(), ConsumeError> {
+        self.window.turned(self.reporter.turns());
         let letters = self.window.letters(&self.service.name, (self.clock)());
         if !letters.is_empty() {
             let told: [Vec<String>; 2] = [false, true].map(|is| {

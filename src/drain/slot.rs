@@ -55,6 +55,8 @@ pub(super) struct Held {
     pub(super) waiting: usize,
     /// Events that still need something.
     pub(super) unsettled: usize,
+    /// How often its destination had begun or ceased to work when it was opened.
+    pub(super) turns: u64,
 }
 
 impl Slot {
@@ -83,23 +85,36 @@ impl Slot {
 }
 
 impl Held {
-    /// Returns the dead letters of its events that were given up and are not yet kept.
-    pub(super) fn letters<'a>(&'a self, destination: &'a str, dead_ms: u64) -> impl Iterator<Item = DeadLetter> + 'a {
+    /// Returns the dead letters of its events that were given up and are not yet kept. `is_down`: their destination took nothing
+    /// since they were opened.
+    pub(super) fn letters<'a>(
+        &'a self,
+        destination: &'a str,
+        dead_ms: u64,
+        is_down: bool,
+    ) -> impl Iterator<Item = DeadLetter> + 'a {
         let events = self.slots.iter().zip(&self.record.events);
         events.filter_map(move |(slot, event)| match slot {
-            Slot::Dying { why, death } => Some(self.letter(event, destination, dead_ms, (why, *death))),
+            Slot::Dying { why, death } => Some(self.letter(event, destination, (dead_ms, is_down), (why, *death))),
             _ => None,
         })
     }
 
-    fn letter(&self, event: &RecordEvent, destination: &str, dead_ms: u64, (why, death): (&str, Death)) -> DeadLetter {
+    fn letter(
+        &self,
+        event: &RecordEvent,
+        destination: &str,
+        (dead_ms, is_down): (u64, bool),
+        (why, death): (&str, Death),
+    ) -> DeadLetter {
         DeadLetter {
             position: self.position,
             index: event.index,
             dead_ms,
             why: why.to_owned(),
-            // An event that came back once has to wait for a person: otherwise one that never succeeds would go round.
-            transient: death != Death::Refused && !self.record.given_up,
+            // An event that came back once has to wait for a person: otherwise one that never succeeds would go round. Unless its
+            // destination did not work in all its time.
+            transient: death != Death::Refused && (!self.record.given_up || is_down),
             // The batch's seed and the event's index: delivered from here, the event has the id it always had.
             record: Record {
                 received_ms: self.record.received_ms,

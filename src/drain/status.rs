@@ -180,6 +180,11 @@ impl Reporter {
         self.status.lock().last_delivered = Some(SystemTime::now());
     }
 
+    /// Returns how often the destination began or ceased to work so far.
+    pub(super) fn turns(&self) -> u64 {
+        *self.status.turns.borrow()
+    }
+
     /// The destination works, or fails as a whole.
     pub(super) fn works(&self, works: bool) {
         self.status.turn(works);

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::fate::{Entry, Fate, Mark, Tries};
 use super::slot::{Death, Held, Slot, Waiting};
+use super::status::is_working;
 use crate::queue::{DeadLetter, Limit, Position};
 use crate::record::{Record, RecordEvent};
 
@@ -75,6 +76,8 @@ pub(super) struct Window {
     again: usize,
     dying: usize,
     dirty: bool,
+    /// How often the destination began or ceased to work so far.
+    turns: u64,
 }
 
 impl Window {
@@ -92,6 +95,11 @@ impl Window {
             self.used.take_in(record);
         }
         self.unopened.extend(records);
+    }
+
+    /// Takes in how often the destination began or ceased to work so far.
+    pub(super) fn turned(&mut self, turns: u64) {
+        self.turns = turns;
     }
 
     /// Returns true while records are not opened.
@@ -134,6 +142,7 @@ impl Window {
             slots,
             waiting,
             unsettled: waiting + dying,
+            turns: self.turns,
         };
         self.used.settle(&mut held);
         self.held.push_back(held);
@@ -309,7 +318,8 @@ impl Window {
             return letters;
         }
         for held in self.held.iter().filter(|held| held.unsettled > 0) {
-            letters.extend(held.letters(destination, dead_ms));
+            let is_down = held.turns == self.turns && !is_working(self.turns);
+            letters.extend(held.letters(destination, dead_ms, is_down));
         }
         letters
     }

@@ -11,11 +11,13 @@ use crate::queue::{ConsumerStats, Counts, Position, Totals, add, difference, lis
 use crate::record::Record;
 use crate::record::codec::Header;
 
-/// The durable state of one destination: everything before `position` is settled, and `settled` counts it.
+/// The durable state of one destination: everything before `position` is settled, and `settled` counts it. Of what is behind,
+/// `lost` will not be delivered and is counted already, in this process or one before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub(crate) position: u64,
     pub(crate) settled: Counts,
+    pub(crate) lost: Counts,
     pub(crate) note: Vec<u8>,
 }
 
@@ -74,6 +76,8 @@ struct Account {
     next: u64,
     read: Counts,
     passed: VecDeque<Passed>,
+    /// Losses behind `next` that were counted when they were met before.
+    known_lost: Counts,
     /// Receipt of the oldest record not read yet, or a lower bound of it.
     unread_ms: Option<u64>,
     /// What was counted at the end of the log when the account was restored or registered.
@@ -147,7 +151,8 @@ impl Ledger {
             note: cursor.note,
             next: cursor.position.min(self.tail),
             unread_ms: oldest_ms,
-            recovered: difference(&self.totals.of(name), &cursor.settled),
+            recovered: difference(&difference(&self.totals.of(name), &cursor.settled), &cursor.lost),
+            known_lost: cursor.lost,
             read: cursor.settled,
             opened: self.totals.of(name),
             ..Account::default()
@@ -203,26 +208,14 @@ impl Ledger {
             return;
         }
         let cursor = account.cursor();
-        // Losses among the unsettled are met again by the next reader, and are counted then.
-        for passed in account.passed.drain(..) {
-            match passed.loss {
-                Some(Loss::Evicted(limit)) => {
-                    subtract(&mut account.evicted, &passed.environment, passed.events);
-                    let of_limit = account.limits.entry(limit).or_default();
-                    *of_limit = of_limit.saturating_sub(passed.events);
-                }
-                Some(Loss::Corrupt) => subtract(&mut account.corrupt, &passed.environment, passed.events),
-                None => {
-                    account.unread_ms = Some(
-                        account
-                            .unread_ms
-                            .map_or(passed.received_ms, |ms| ms.min(passed.received_ms)),
-                    );
-                }
-            }
+        for passed in account.passed.drain(..).filter(|passed| passed.loss.is_none()) {
+            let before = account.unread_ms.unwrap_or(passed.received_ms);
+            account.unread_ms = Some(before.min(passed.received_ms));
         }
         account.next = cursor.position;
         account.read = cursor.settled;
+        // The next reader meets them again.
+        account.known_lost = cursor.lost;
     }
 
     /// Removes an account that is neither configured nor open. Returns whether there was one.
@@ -264,8 +257,8 @@ impl Ledger {
         }
         for passed in progress.passed {
             add(&mut account.read, &passed.environment, passed.events);
-            if passed.loss == Some(Loss::Corrupt) {
-                add(&mut account.corrupt, &passed.environment, passed.events);
+            if let Some(loss) = passed.loss {
+                account.lose(&passed.environment, passed.events, loss);
             }
             account.unread_ms = Some(passed.received_ms);
             account.passed.push_back(passed);
@@ -282,7 +275,7 @@ impl Ledger {
     }
 
     /// Moves a reader forward to a boundary. What it has not counted by then is lost for `loss`; returns how many
-    /// events that is.
+    /// events of that were not counted before.
     pub(crate) fn reach(&mut self, name: &str, boundary: &Boundary, loss: Loss) -> u64 {
         let Some(account) = self
             .accounts
@@ -295,15 +288,9 @@ impl Ledger {
         if account.next == boundary.position && lost.is_empty() {
             return 0;
         }
-        let events = lost.values().sum();
+        let mut anew = 0;
         for (environment, events) in lost {
-            match loss {
-                Loss::Evicted(limit) => {
-                    add(&mut account.evicted, &environment, events);
-                    *account.limits.entry(limit).or_default() += events;
-                }
-                Loss::Corrupt => add(&mut account.corrupt, &environment, events),
-            }
+            anew += account.lose(&environment, events, loss);
             account.passed.push_back(Passed {
                 position: boundary.position.saturating_sub(1),
                 environment,
@@ -315,8 +302,9 @@ impl Ledger {
         account.next = boundary.position;
         account.read.clone_from(&boundary.counts);
         account.drop_settled_losses();
-        account.dirty |= account.passed.is_empty();
-        events
+        // A loss behind what is held is noted with the cursor.
+        account.dirty = true;
+        anew
     }
 
     /// Settles everything up to and including `up_to` that was returned to the reader.
@@ -417,7 +405,7 @@ impl Ledger {
     }
 
     fn waiting(&self, name: &str, account: &Account) -> Counts {
-        let mut waiting = difference(&self.totals.of(name), &account.read);
+        let mut waiting = difference(&difference(&self.totals.of(name), &account.read), &account.known_lost);
         for passed in account.passed.iter().filter(|passed| passed.loss.is_none()) {
             add(&mut waiting, &passed.environment, passed.events);
         }
@@ -441,15 +429,35 @@ impl Account {
     }
 
     fn cursor(&self) -> Cursor {
-        let mut settled = self.read.clone();
+        let (mut settled, mut lost) = (self.read.clone(), self.known_lost.clone());
         for passed in &self.passed {
             subtract(&mut settled, &passed.environment, passed.events);
+            if passed.loss.is_some() {
+                add(&mut lost, &passed.environment, passed.events);
+            }
         }
         Cursor {
             position: self.position(),
             settled,
+            lost,
             note: self.note.clone(),
         }
+    }
+
+    /// Counts a loss, but for what was counted before. Returns how many events that is.
+    fn lose(&mut self, environment: &str, events: u64, loss: Loss) -> u64 {
+        let known = self.known_lost.get(environment).copied().unwrap_or(0).min(events);
+        subtract(&mut self.known_lost, environment, known);
+        let anew = events - known;
+        match loss {
+            Loss::Evicted(limit) if anew > 0 => {
+                add(&mut self.evicted, environment, anew);
+                *self.limits.entry(limit).or_default() += anew;
+            }
+            Loss::Corrupt if anew > 0 => add(&mut self.corrupt, environment, anew),
+            _ => {}
+        }
+        anew
     }
 
     /// A loss needs no commit, once nothing before it does.

@@ -72,6 +72,15 @@ pub struct Settings {
     pub mark_entries: usize,
 }
 
+impl Settings {
+    /// Returns how many duplicate marks are kept: with a small `max_bytes` fewer than are asked for, since each generation begins
+    /// with all of them, at 24 bytes each.
+    pub fn marks(&self) -> usize {
+        let most = usize::try_from(self.max_bytes / 32 / 24).unwrap_or(usize::MAX);
+        self.mark_entries.min(most.max(1024))
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

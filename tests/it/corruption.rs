@@ -32,7 +32,7 @@ fn damage_between_two_lives_is_survived_and_counted() {
     let mut setup = Setup::new(upstream.address());
     lake.add_to(&mut setup, keep_trying("1s", "1s"));
     setup.config["environments"][0]["destinations"] = json!(["lake"]);
-    // Generations of 1 MiB.
+    // Generations of 3 MiB.
     setup.config["queue"]["max_bytes"] = json!("24MiB");
     let load = Load::new(4, 4_000);
     let mut counted = 0.0;

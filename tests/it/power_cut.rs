@@ -32,7 +32,7 @@ fn what_was_answered_survives_a_power_cut() {
     lake.add_to(&mut setup, keep_trying("200ms", "400ms"));
     setup.config["queue"]["sled"]["path"] = json!(volume.path().join("queue"));
     // Generations of 4 MiB, so that some rounds are cut as a new one begins.
-    setup.config["queue"]["max_bytes"] = json!("96MiB");
+    setup.config["queue"]["max_bytes"] = json!("32MiB");
     let load = Load::new(6, 4_000);
     let started = Instant::now();
     let mut delivered = 0;

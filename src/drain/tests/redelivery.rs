@@ -126,7 +126,7 @@ async fn letters_of_an_outage_go_out_again_with_their_ids_when_it_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn letters_of_an_earlier_run_go_out_with_the_first_delivery_of_this_one() {
+async fn letters_of_an_earlier_run_go_out_though_nothing_else_comes() {
     let start = Instant::now();
     let judge = move |_: &str| {
         if start.elapsed() < 100 * SECOND {
@@ -141,10 +141,31 @@ async fn letters_of_an_earlier_run_go_out_with_the_first_delivery_of_this_one() 
     rig.tasks.shutdown().await;
     tokio::time::sleep(200 * SECOND).await;
     rig.run().await;
-    tokio::time::sleep(200 * SECOND).await;
-    assert_eq!(rig.letters(), 1, "nothing says yet that the destination works");
-    rig.append(&["b"]).await;
-    eventually("the letter", || rig.delivered().len() == 2).await;
+    eventually("the letter", || rig.delivered().len() == 1).await;
+    assert_eq!(rig.letters(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_outage_gives_nothing_up_for_good() {
+    let start = Instant::now();
+    let judge = move |_: &str| {
+        if start.elapsed() < 20_000 * SECOND {
+            retry()
+        } else {
+            Verdict::Delivered
+        }
+    };
+    let mut rig = Rig::start(FakeDestination::judging(judge)).await;
+    rig.append(&["a", "b", "c"]).await;
+    tokio::time::sleep(10_000 * SECOND).await;
+    let requests = rig.destination.requests().len();
+    tokio::time::sleep(9_000 * SECOND).await;
+    let more = rig.destination.requests().len() - requests;
+    assert!(
+        (100..700).contains(&more),
+        "one event is tried, again and again: {more}"
+    );
+    eventually("all of them", || rig.delivered().len() == 3).await;
     assert_eq!(rig.letters(), 0);
 }
 

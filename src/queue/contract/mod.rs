@@ -98,6 +98,9 @@ macro_rules! durable {
             recovered_is_what_waited_at_the_open
             positions_go_on_after_reopening
             a_smaller_cap_still_opens
+            restarts_alone_evict_nothing
+            what_was_evicted_is_not_counted_again_after_reopening
+            letters_that_find_no_room_stay_where_they_are
             a_repetition_is_a_duplicate_after_reopening
             a_repetition_is_a_duplicate_after_rotation
             the_note_survives_reopening_and_rotation

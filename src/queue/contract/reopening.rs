@@ -232,3 +232,74 @@ pub(crate) async fn what_was_requeued_is_there_after_reopening(rig: Rig) {
     let mut lake = consumer(&queue, LAKE).await;
     assert_eq!(take(&mut lake, 1).await[0].1, entry.record);
 }
+
+pub(crate) async fn restarts_alone_evict_nothing(mut rig: Rig) {
+    rig.settings.max_bytes = 16 << 20;
+    let mut queue = rig.open().await;
+    for _ in 0..5 {
+        store(&queue, rig.sized("a", &[LAKE, CDP], 5, 1000)).await;
+        // Somebody reads, which opens what is there once more.
+        take(&mut consumer(&queue, CDP).await, 1).await;
+        // An open looks at the limits.
+        queue = rig.reopen(queue).await;
+    }
+    let stats = of(&queue.stats(), LAKE);
+    assert_eq!((sum(&stats.waiting), stats.evicted), (25, vec![]));
+}
+
+pub(crate) async fn what_was_evicted_is_not_counted_again_after_reopening(mut rig: Rig) {
+    rig.settings.max_bytes = 8 << 20;
+    let queue = rig.open().await;
+    let mut lake = consumer(&queue, LAKE).await;
+    store(&queue, rig.entry("a", &[LAKE], 5)).await;
+    // Held by its reader all the time, so that the cursor stays before what goes.
+    take(&mut lake, 1).await;
+    for _ in 0..500 {
+        store(&queue, rig.sized("a", &[LAKE], 1, 30_000)).await;
+    }
+    // More do not fit, so that nothing goes from here on.
+    eventually(|| queue.stats().parts.len() <= 3).await;
+    let before = of(&queue.stats(), LAKE);
+    assert!(sum(&before.evicted) > 100, "{before:?}");
+    assert_eq!(sum(&before.evicted) + sum(&before.waiting), 505);
+    drop(lake);
+    let queue = rig.reopen(queue).await;
+    let after = of(&queue.stats(), LAKE);
+    // The five were only in memory, behind the part that went.
+    assert_eq!(sum(&after.evicted), 5, "{after:?}");
+    assert_eq!(sum(&after.recovered), sum(&after.waiting) + 5);
+    assert_eq!(sum(&after.waiting) + 5, sum(&before.waiting));
+    let mut lake = consumer(&queue, LAKE).await;
+    let records = take(&mut lake, sum(&after.waiting) as usize).await;
+    commit(&mut lake, records.last().unwrap().0).await;
+    let done = of(&queue.stats(), LAKE);
+    assert_eq!((done.waiting, sum(&done.evicted)), (vec![], 5));
+}
+
+pub(crate) async fn letters_that_find_no_room_stay_where_they_are(mut rig: Rig) {
+    rig.settings.max_bytes = 8 << 20;
+    let queue = rig.open().await;
+    let mut lake = consumer(&queue, LAKE).await;
+    let first = store(&queue, rig.entry("a", &[LAKE], 3)).await;
+    take(&mut lake, 1).await;
+    let letters: Vec<DeadLetter> = (0..3).map(|index| letter(first, index)).collect();
+    within(lake.bury(letters.clone())).await.unwrap();
+    commit(&mut lake, first).await;
+    let mut last = first;
+    while queue.stats().bytes < 5 << 20 {
+        last = store(&queue, rig.sized("a", &[LAKE], 1, 30_000)).await;
+    }
+    let refused = within(queue.requeue_dead_letters(LAKE, &keys(&letters)))
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("no room"), "{refused}");
+    let stats = queue.stats();
+    assert_eq!(stats.dead_letters, [(LAKE.to_owned(), 3)]);
+    assert_eq!(of(&stats, LAKE).evicted, []);
+    let count = last.0 - first.0;
+    let records = take(&mut lake, count as usize).await;
+    commit(&mut lake, records.last().unwrap().0).await;
+    eventually(|| queue.stats().bytes < 4 << 20).await;
+    let requeued = within(queue.requeue_dead_letters(LAKE, &keys(&letters))).await.unwrap();
+    assert_eq!(requeued, 3);
+}

@@ -142,7 +142,12 @@ impl Directory {
 
     /// Returns the bytes the quarantine takes on disk.
     pub(super) fn quarantined_bytes(&self) -> u64 {
-        disk_bytes(&self.root.join("quarantine"))
+        // Without the folder itself, which takes a block though it is empty.
+        let entries = fs::read_dir(self.root.join("quarantine"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries.map(|entry| disk_bytes(&entry.path())).sum()
     }
 
     /// Removes what was moved aside longest ago. Returns false if there is nothing.

@@ -32,6 +32,12 @@ impl Evictions {
         }
     }
 
+    /// Logs what is not told yet, as nothing more will come.
+    pub(super) fn tell_the_rest(&mut self) {
+        self.said = None;
+        self.tell();
+    }
+
     fn due(&mut self, now: Instant) -> BTreeMap<(String, &'static str), u64> {
         let waits = self.said.is_some_and(|said| now.duration_since(said) < INTERVAL);
         if waits || self.unsaid.is_empty() {

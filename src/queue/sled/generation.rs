@@ -26,7 +26,9 @@ use super::layout::{self, State, Writes};
 use crate::queue::{Cursor, Seen, Totals};
 use crate::record::wire::{Malformed, Put};
 
-const SEGMENT_BYTES: usize = 4 << 20;
+/// What sled writes in; it goes on with a new one wherever a database was opened again. Small, so that this costs little, and large
+/// enough for [`layout::CHUNK`].
+pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 const CACHE_BYTES: u64 = 8 << 20;
 
 /// sled lets go of its file a moment after the last handle is dropped.

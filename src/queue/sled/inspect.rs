@@ -112,7 +112,12 @@ impl Inspection {
         };
         match fs::read(root.join("FORMAT")) {
             Ok(format) if is_of_another_version(&format) => {
-                return Err(no_queue("its format is not one that this version of flagtap reads"));
+                let format = String::from_utf8_lossy(&format);
+                let why = "this version does not read. Use the version that wrote it";
+                return Err(no_queue(&format!(
+                    "it has the format {:?}, which {why}",
+                    format.trim_end()
+                )));
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

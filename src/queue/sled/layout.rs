@@ -6,7 +6,8 @@
 //! a                          crc, the state at the last write: 8 tail, 8 newest receipt (ms), 8 payload bytes,
 //!                            totals; then a count (u32) of (destination, 8 oldest waiting receipt)
 //! b                          what the generation's file `start` says, should that be damaged
-//! c <name>                   crc, a cursor: 8 position, counts of what is settled, 4 note length, 4 CRC-32 of the note
+//! c <name>                   crc, a cursor: 8 position, counts of what is settled, counts of what is known to be lost behind it,
+//!                            4 note length, 4 CRC-32 of the note
 //! d <name> <part u32>        a piece of the cursor's note
 //! m <block u32>              crc, duplicate marks in order: each 16 key, 8 end of its window (ms)
 //! r <position u64> <part u32>  a piece of an encoded record, at most CHUNK bytes; parts count from 0
@@ -27,8 +28,8 @@ use crate::queue::{Counts, Cursor, Seen, Totals};
 use crate::record::wire::{Malformed, Put, Take};
 
 /// The most bytes in one value. sled rewrites leaves of up to 17 items as one message, and a message over a quarter of a
-/// segment (4 MiB) goes to a separate file that sled never syncs: 17 × 48 000 stays below that.
-pub(super) const CHUNK: usize = 48_000;
+/// segment (2 MiB) goes to a separate file that sled never syncs: 17 × 24 000 stays below that.
+pub(super) const CHUNK: usize = 24_000;
 
 /// The key of the state, and that of the copy of `start`.
 pub(super) const STATE: &[u8] = b"a";
@@ -88,6 +89,7 @@ impl Writes {
         let mut value = Vec::new();
         value.put_u64(cursor.position);
         put_counts(&mut value, &cursor.settled);
+        put_counts(&mut value, &cursor.lost);
         value.put_u32(cursor.note.len() as u32);
         value.put_u32(crc32fast::hash(&cursor.note));
         self.put(cursor_key(name), seal(&value));
@@ -192,12 +194,13 @@ pub(super) fn read_state(value: &[u8]) -> Result<State, Malformed> {
 pub(super) fn read_cursor(value: &[u8]) -> Result<(Cursor, usize, u32), Malformed> {
     let mut take = unseal(value)?;
     let position = take.u64()?;
-    let settled = take_counts(&mut take)?;
+    let (settled, lost) = (take_counts(&mut take)?, take_counts(&mut take)?);
     let (length, checksum) = (take.u32()?, take.u32()?);
     take.end()?;
     let cursor = Cursor {
         position,
         settled,
+        lost,
         note: Vec::new(),
     };
     Ok((cursor, length as usize, checksum))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tracing::{error, warn};
 
 use super::directory::disk_bytes;
+use super::generation::SEGMENT_BYTES;
 use super::store::{Current, Round, Store};
 use crate::queue::{AppendError, Boundary, ConsumeError, Loss, WhenFull};
 
@@ -16,7 +17,11 @@ use crate::queue::{AppendError, Boundary, ConsumeError, Loss, WhenFull};
 const AMPLIFICATION: u64 = 3;
 
 /// Bytes on disk below which a generation is not worth its beginning, whatever `max_bytes` is.
-const LEAST_GENERATION: u64 = 1 << 20;
+const LEAST_GENERATION: u64 = SEGMENT_BYTES as u64;
+
+/// The part of `max_bytes` that is left free when dead letters are appended again: they are safe where they are, and what is evicted
+/// for them, or of them, is not.
+const REQUEUE_SPARES: u64 = 4;
 
 /// How long a generation that was the newest until now is kept for those that read it, though the queue is over `max_bytes`,
 /// and by which part of `max_bytes` it may be over meanwhile. Whoever keeps up needs a moment only, and loses nothing.
@@ -30,7 +35,8 @@ impl Store {
         let (begun, disk) = current.disk;
         // What was carried over, of which much can be needed, must not fill a generation.
         let share = self.generation_disk_bytes().max(begun.saturating_mul(2));
-        current.payload >= self.shared.settings.generation_bytes || disk >= share
+        // The last round ends below a whole number of segments, mostly, by which it is charged.
+        current.payload >= self.shared.settings.generation_bytes || disk >= share - share / 8
     }
 
     /// Returns the bytes on disk that one generation takes: about an eighth of `max_bytes`, as that is what an eviction takes.
@@ -46,12 +52,24 @@ impl Store {
             self.refuse(Some(error.to_string()));
             return Some(error);
         }
-        let (bytes, limit) = (self.shared.lock().bytes(), settings.max_bytes);
+        let (bytes, limit) = (self.shared.lock().charged(), settings.max_bytes);
         if settings.when_full == WhenFull::DropNewest && bytes.saturating_add(growth) > limit {
             self.refuse(Some(format!("queue is full ({bytes} of {limit} bytes on disk)")));
             return Some(AppendError::Full { bytes, limit });
         }
         None
+    }
+
+    /// Returns how many bytes of event JSON may be appended again; the error says why none.
+    pub(super) fn room_for_letters(&self) -> Result<u64, String> {
+        let limit = self.shared.settings.max_bytes;
+        let bytes = self.shared.lock().charged();
+        match (limit - limit / REQUEUE_SPARES).saturating_sub(bytes) / AMPLIFICATION {
+            0 => Err(format!(
+                "the queue has no room for dead letters ({bytes} of {limit} bytes on disk); they stay where they are"
+            )),
+            room => Ok(room),
+        }
     }
 
     /// Returns an error if writing `growth` bytes would take what the volume keeps free for others.
@@ -106,7 +124,7 @@ impl Store {
     pub(super) fn evict_over_budget(&mut self) {
         let limit = self.shared.settings.max_bytes;
         let mut rotated = false;
-        while self.shared.lock().bytes() > limit {
+        while self.shared.lock().charged() > limit {
             // What was set aside is lost to the destinations already.
             match self.directory.remove_oldest_quarantined() {
                 Ok(true) => {
@@ -137,7 +155,7 @@ impl Store {
     fn in_grace(&self, limit: u64) -> bool {
         let state = self.shared.lock();
         let closed = state.generations.values().next().and_then(|oldest| oldest.closed);
-        closed.is_some_and(|closed| closed.elapsed() < GRACE) && state.bytes() <= limit + limit / GRACE_PART
+        closed.is_some_and(|closed| closed.elapsed() < GRACE) && state.charged() <= limit + limit / GRACE_PART
     }
 
     /// Moves a generation that cannot be read aside. What it held is lost, and counted.
@@ -266,7 +284,10 @@ impl Store {
         }
         self.evictions.tell();
         self.shared.changed();
-        self.remove(first)
+        let removed = self.remove(first);
+        // So that the next process knows what is counted already.
+        self.finish(Round::default());
+        removed
     }
 
     /// Moves every reader that is in or before the generation `first` (before: only for an eviction) behind it. Returns

@@ -41,7 +41,7 @@ use tokio::task;
 use tokio::time::timeout;
 
 use self::consumer::SledConsumer;
-use self::generation::{Generation, Slot, Start};
+use self::generation::{Generation, SEGMENT_BYTES, Slot, Start};
 use crate::queue::{
     AppendError, Appended, Clock, ConsumeError, Consumer, DeadLetter, Entry, Ledger, PartStats, Position, Queue,
     Settings, Stats, Wanted,
@@ -49,6 +49,9 @@ use crate::queue::{
 
 /// Appends that wait for the writer at once; more wait their turn.
 const PENDING_APPENDS: usize = 1024;
+
+/// What a generation takes beside its database, bytes at the most.
+const SMALL_FILES: u64 = 64 << 10;
 
 /// How long the disk may take before the queue says that it is not available. sled can hang for good on a disk that
 /// fills up. How long a request waits for its append is the caller's decision.
@@ -387,10 +390,19 @@ impl State {
         reading.map(|(_, (_, generation))| generation).collect()
     }
 
-    /// Returns what counts against `max_bytes`. Dead letters do not: nothing but a person removes them, so they would
-    /// push out events that can still be delivered.
+    /// Returns the bytes on disk, without dead letters.
     fn bytes(&self) -> u64 {
         self.other_bytes + self.generations.values().map(|part| part.bytes).sum::<u64>()
+    }
+
+    /// Returns what counts against `max_bytes`: generations as they are once they are opened again, so that nothing is over the
+    /// limit because somebody reads it. Dead letters do not count: nothing but a person removes them, so they would push out events
+    /// that can still be delivered.
+    fn charged(&self) -> u64 {
+        // Beside its segments a generation has folders and small files.
+        let whole =
+            |part: &Part| (part.bytes.saturating_sub(SMALL_FILES)).next_multiple_of(SEGMENT_BYTES as u64) + SMALL_FILES;
+        self.other_bytes + self.generations.values().map(whole).sum::<u64>()
     }
 }
 

@@ -18,7 +18,7 @@ use super::evictions::Evictions;
 use super::generation::{Failure, Generation, Loaded, Slot, Start};
 use super::store::{Current, Store};
 use super::{Part, Shared, State};
-use crate::queue::{Boundary, Cursor, Ledger, Loss, Marks, Totals, UNKNOWN_LIMIT};
+use crate::queue::{Boundary, Counts, Cursor, Ledger, Loss, Marks, Totals, UNKNOWN_LIMIT};
 use crate::record::codec::Encoder;
 
 /// Positions left out after a newest generation that cannot be opened, more than one can hold: none is given twice.
@@ -90,7 +90,7 @@ impl Store {
         let current = found.current.take().filter(|_| !fell_back);
         let ledger = ledger(&loaded, &found.starts, found.oldest.as_ref(), destinations);
         let damaged_letters = damaged_letters(&dead_letters, acknowledged.known());
-        let mut marks = Marks::new(settings.mark_entries);
+        let mut marks = Marks::new(settings.marks());
         for seen in &loaded.marks {
             marks.restore(*seen);
         }
@@ -100,7 +100,7 @@ impl Store {
                 first: *first,
                 created_ms: found.starts.get(first).map_or(0, |start| start.created_ms),
                 payload: loaded.state.payload,
-                disk: (0, generation.disk_bytes()),
+                disk: (generation.disk_bytes(), generation.disk_bytes()),
                 next_block: loaded.next_block,
                 generation: Arc::clone(generation),
             }),
@@ -260,6 +260,7 @@ pub(super) fn ledger(
         let cursor = Cursor {
             position: oldest.map_or(tail, |start| start.first),
             settled: oldest.map_or(&state.totals, |start| &start.totals).of(name),
+            lost: Counts::new(),
             note: Vec::new(),
         };
         ledger.restore(name, cursor, oldest_ms(name));

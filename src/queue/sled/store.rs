@@ -153,7 +153,12 @@ impl Store {
         if self.shared.lock().ledger.next(name).is_none() {
             return Err(no_cursor(name));
         }
-        let found = self.dead_letters.take(name, letters, REQUEUED_BYTES).map_err(failed)?;
+        let room = self
+            .room_for_letters()
+            .map_err(|why| ConsumeError::Unavailable { why })?;
+        let found = (self.dead_letters)
+            .take(name, letters, REQUEUED_BYTES.min(room))
+            .map_err(failed)?;
         let mut round = Round::default();
         let mut replies = Vec::with_capacity(found.len());
         for letter in &found {
@@ -444,6 +449,7 @@ impl Store {
         if let Some(current) = self.current.take() {
             if let Some(part) = state.generations.get_mut(&current.first) {
                 part.end = Some(tail);
+                part.closed = Some(Instant::now());
             }
             drop(state);
             close_aside(current.generation);

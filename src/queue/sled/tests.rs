@@ -31,7 +31,7 @@ fn generations(rig: &Rig) -> Vec<PathBuf> {
 fn with_database(path: &Path, change: impl FnOnce(&::sled::Db)) {
     let config = ::sled::Config::new()
         .path(path)
-        .segment_size(4 << 20)
+        .segment_size(2 << 20)
         .flush_every_ms(None);
     let db = config.open().unwrap();
     change(&db);

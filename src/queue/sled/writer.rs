@@ -142,6 +142,7 @@ fn serve(mut store: Store, messages: &Receiver<Message>) -> Closing {
 
 fn finish(mut store: Store) {
     store.finish(Round::default());
+    store.evictions.tell_the_rest();
     let closed = catch_unwind(AssertUnwindSafe(|| drop(store)));
     if closed.is_err() {
         warn!("closing the queue panicked");
