@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::live::{Delivery, Shown};
 use crate::config::{Config, Environment};
-use crate::drain::{Breaker, DrainStatus, State};
+use crate::drain::{self, Breaker, DrainStatus, State};
 use crate::platform::Support;
 use crate::platform::census::Counted;
 use crate::queue::{ConsumerStats, PartStats, Stats};
@@ -90,9 +90,11 @@ fn cursor(consumer: &ConsumerStats) -> Value {
         .waiting
         .iter()
         .map(|(environment, events)| (environment.clone(), json!(events)));
+    let noted = drain::noted(&consumer.note);
     json!({
         "destination": consumer.name, "configured": consumer.attached, "position": consumer.position,
-        "note_bytes": consumer.note.len(), "waiting": waiting.collect::<Map<_, _>>(),
+        "note_bytes": consumer.note.len(), "failed": noted.map(|noted| noted.failed),
+        "next_try": noted.and_then(|noted| noted.next_ms).map(|ms| time(UNIX_EPOCH + Duration::from_millis(ms))), "waiting": waiting.collect::<Map<_, _>>(),
         "oldest_waiting_since": consumer.oldest_waiting_ms.map(|ms| time(UNIX_EPOCH + Duration::from_millis(ms))),
     })
 }

@@ -22,6 +22,8 @@ const MOST_VARIABLES: usize = 256;
 const MOST_ANNOTATIONS: usize = 256 * 1024;
 /// Where the sidecar's configuration is, in the chart's template.
 const CONFIG: &str = "flagtap.dev/config";
+/// The default of the configuration's `listen`.
+const LISTEN_PORT: u16 = 8030;
 /// The default of the configuration's `admin.listen`.
 const ADMIN_PORT: u16 = 8032;
 /// The longest status, bytes; the rest is cut off.
@@ -137,6 +139,20 @@ fn admin_port(config: Option<&str>) -> Option<u16> {
     }
 }
 
+/// Returns the port on which a pod's own configuration listens; `None` if that cannot be told here.
+fn own_port(config: &str) -> Option<u16> {
+    let config: Value = serde_saphyr::from_str(config).ok()?;
+    match config.get("listen") {
+        None => config.is_object().then_some(LISTEN_PORT),
+        Some(Value::String(listen)) => listen.parse::<SocketAddr>().ok().map(|address| address.port()),
+        Some(listen) => listen["address"]
+            .as_str()?
+            .parse::<SocketAddr>()
+            .ok()
+            .map(|address| address.port()),
+    }
+}
+
 /// Returns why a pod that asks cannot have the sidecar.
 fn why_not(template: &Template, spec: &Spec, annotations: &BTreeMap<String, String>) -> Option<String> {
     if spec.containers.is_empty() {
@@ -164,6 +180,14 @@ fn why_not(template: &Template, spec: &Spec, annotations: &BTreeMap<String, Stri
     let declared = spec
         .all_containers()
         .flat_map(|container| container.ports.iter().flatten());
+    if let Some(port) = annotations.get(CONFIG).and_then(|own| own_port(own))
+        && !template.ports.contains(&Port::tcp(port))
+    {
+        return Some(format!(
+            "its {CONFIG} listens on port {port}, where the variables do not point: they have the sidecar's {}",
+            template.url
+        ));
+    }
     let config = annotations.get(CONFIG).or_else(|| template.annotations.get(CONFIG));
     let admin = admin_port(config.map(String::as_str)).map(Port::tcp);
     for port in declared {

@@ -216,8 +216,8 @@ fn make_room(neighbour: &Path) {
 
 fn suddenly_full(volume: Volume, fill: fn(&Rig) -> PathBuf) {
     let mut rig = Rig::new(volume, "refuse");
-    // Generations of 3 MiB: one begins every now and then.
-    rig.setup.config["queue"]["max_bytes"] = json!("24MiB");
+    // Generations of 8 MiB: one begins every now and then.
+    rig.setup.config["queue"]["max_bytes"] = json!("64MiB");
     rig.setup.config["queue"]["headroom"] = json!("1MiB");
     let relay = rig.start();
     let working = rig.load.start(relay.address());

@@ -222,8 +222,9 @@ fn bodies_of_a_million_parts_take_no_more_than_their_text() {
         &custom(&r#""":1,"#.repeat(BYTES / 5), ""),
     ]);
     let of_texts = peak_memory([&summary("", &text), &custom("", &text)]);
+    // The allocator keeps a text more or less; every part for itself would take ten times its text.
     assert!(
-        of_parts < of_texts + 64,
+        of_parts < of_texts * 3 / 2,
         "{of_parts} MiB in parts, {of_texts} MiB as texts"
     );
 }

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_cannot_have_the_sidecar_is_told_why() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 13] = [
+    let cases: [(Change, &str); 14] = [
         (|pod| pod["metadata"]["annotations"][INJECT] = json!("yes"), "neither"),
         (|pod| pod["spec"]["containers"] = json!([]), "no containers"),
         (|pod| pod["spec"]["hostNetwork"] = json!(true), "hostNetwork"),
@@ -32,6 +32,10 @@ fn what_cannot_have_the_sidecar_is_told_why() {
                 pod["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 9000 }]);
             },
             "port 9000",
+        ),
+        (
+            |pod| pod["metadata"]["annotations"]["flagtap.dev/config"] = json!("listen: 127.0.0.1:8040"),
+            "listens on port 8040",
         ),
         (
             |pod| {

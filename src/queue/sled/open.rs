@@ -280,7 +280,13 @@ pub(super) fn ledger(
     for name in ledger.names() {
         if ledger.next(&name).is_some_and(|next| next <= position) {
             let counts = totals.of(&name);
-            ledger.reach(&name, &Boundary { position, counts }, loss);
+            let events = ledger.reach(&name, &Boundary { position, counts }, loss);
+            if events > 0 {
+                warn!(
+                    destination = name,
+                    events, "events that waited are not in the queue any more"
+                );
+            }
         }
     }
     ledger

@@ -442,8 +442,11 @@ impl Store {
 
     /// Gives the newest generation up after a failed write. Its acknowledged records stay readable.
     fn abandon(&mut self, why: &str) {
-        error!(error = why, "the queue cannot write, and tries again");
         let mut state = self.shared.lock();
+        // It is tried every second, and a full disk stays full for hours.
+        if state.unavailable.as_deref() != Some(why) {
+            error!(error = why, "the queue cannot write, and tries again");
+        }
         state.unavailable = Some(why.to_owned());
         let tail = state.ledger.tail;
         if let Some(current) = self.current.take() {
