@@ -2,7 +2,7 @@
 //! elsewhere with a token.
 //!
 //! ```text
-//! GET  /api/status                 everything `flagtap queue inspect` shows, deliveries, SDKs; credentials masked
+//! GET  /api/status                 what `flagtap queue inspect` shows without reading files, deliveries, SDKs; credentials masked
 //! GET  /api/dead-letters           ?destination=&since=&until=&kind=&flag=&reason=&id=&limit=&events=true
 //! POST /api/dead-letters/replay    {"filter": {…}, "all": true, "limit": 10}
 //! POST /api/dead-letters/discard   the same

@@ -55,6 +55,8 @@ pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted], catalogue: O
     document["environments"] = environments(&shown.config);
     document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes);
     let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time(UNIX_EPOCH + Duration::from_millis(part.created_ms)) });
+    document["queue"]["next_position"] = json!(stats.next_position);
+    document["queue"]["damaged_dead_letters"] = json!(stats.damaged_letters);
     document["queue"]["parts"] = stats.parts.iter().map(part).collect();
     document["queue"]["cursors"] = stats.consumers.iter().map(cursor).collect();
     document["queue"]["dead_letters"] = (stats.dead_letters.iter())

@@ -157,9 +157,11 @@ impl Queue for MemoryQueue {
             quarantined: 0,
             quarantine_bytes: 0,
             parts: Vec::new(),
+            next_position: state.ledger.tail,
             dead_letters: dead
                 .map(|(name, letters)| (name.clone(), letters.len() as u64))
                 .collect(),
+            damaged_letters: 0,
             consumers: state.ledger.stats(),
         }
     }

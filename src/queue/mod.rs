@@ -345,8 +345,12 @@ pub struct Stats {
     pub quarantine_bytes: u64,
     /// The parts that the log has on disk, oldest first; none for an engine without a disk.
     pub parts: Vec<PartStats>,
+    /// The position that the next record gets.
+    pub next_position: u64,
     /// Events kept as dead letters, by destination.
     pub dead_letters: Vec<(String, u64)>,
+    /// Dead letters that cannot be read.
+    pub damaged_letters: u64,
     /// One entry per known cursor, also those whose destination is no longer configured.
     pub consumers: Vec<ConsumerStats>,
 }

@@ -69,6 +69,8 @@ fn the_status_says_everything_but_secrets() {
     assert_eq!(document["destinations"]["lake"]["dead_letters"], 1);
     assert_eq!(document["queue"]["cursors"][0]["destination"], "lake");
     assert!(document["queue"]["cursors"][0]["failed"].is_u64(), "{document}");
+    assert!(document["queue"]["next_position"].as_u64() > Some(0), "{document}");
+    assert_eq!(document["queue"]["damaged_dead_letters"], 0);
     assert_eq!(document["queue"]["parts"][0]["first"], 0);
     let keys = &document["environments"][0]["credentials"]["sdk_keys"];
     assert_eq!(keys, &json!([format!("***{}", &SDK_KEY[SDK_KEY.len() - 4..])]));

@@ -272,7 +272,9 @@ impl Queue for SledQueue {
                 .iter()
                 .map(|(first, part)| part.stats(*first))
                 .collect(),
+            next_position: state.ledger.tail,
             dead_letters: dead.map(|(name, letters)| (name.clone(), *letters)).collect(),
+            damaged_letters: state.damaged_letters,
             consumers: state.ledger.stats(),
         }
     }
