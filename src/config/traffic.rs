@@ -143,7 +143,7 @@ impl Default for Tee {
             max_in_flight: ByteSize::mib(64),
             when: When::NotRejected,
             on_failure: OnFailure::Pass,
-            max_decompressed: ByteSize::mib(64),
+            max_decompressed: ByteSize::mib(32),
             append_timeout: Duration::from_secs(3),
         }
     }
