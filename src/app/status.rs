@@ -54,7 +54,7 @@ pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted], catalogue: O
     let mut document = document(stats, shown, catalogue);
     document["environments"] = environments(&shown.config);
     document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes);
-    let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time(UNIX_EPOCH + Duration::from_millis(part.created_ms)) });
+    let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time_ms(part.created_ms) });
     document["queue"]["next_position"] = json!(stats.next_position);
     document["queue"]["damaged_dead_letters"] = json!(stats.damaged_letters);
     document["queue"]["parts"] = stats.parts.iter().map(part).collect();
@@ -96,8 +96,8 @@ fn cursor(consumer: &ConsumerStats) -> Value {
     json!({
         "destination": consumer.name, "configured": consumer.attached, "position": consumer.position,
         "note_bytes": consumer.note.len(), "failed": noted.map(|noted| noted.failed),
-        "next_try": noted.and_then(|noted| noted.next_ms).map(|ms| time(UNIX_EPOCH + Duration::from_millis(ms))), "waiting": waiting.collect::<Map<_, _>>(),
-        "oldest_waiting_since": consumer.oldest_waiting_ms.map(|ms| time(UNIX_EPOCH + Duration::from_millis(ms))),
+        "next_try": noted.and_then(|noted| noted.next_ms).map(time_ms), "waiting": waiting.collect::<Map<_, _>>(),
+        "oldest_waiting_since": consumer.oldest_waiting_ms.map(time_ms),
     })
 }
 
@@ -111,11 +111,8 @@ fn destination(delivery: &Delivery, stats: &Stats) -> Value {
     if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
         let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
         shown.insert("waiting".to_owned(), json!(waiting));
-        let since = consumer.oldest_waiting_ms.map(Duration::from_millis);
-        shown.insert(
-            "oldest_waiting_since".to_owned(),
-            since.map_or(Value::Null, |since| time(UNIX_EPOCH + since)),
-        );
+        let since = consumer.oldest_waiting_ms.map(time_ms);
+        shown.insert("oldest_waiting_since".to_owned(), since.unwrap_or_default());
         for (key, lost) in [("evicted", &consumer.evicted), ("corrupt", &consumer.corrupt)] {
             let events: u64 = lost.iter().map(|(_, events)| events).sum();
             shown.insert(key.to_owned(), json!(events));
@@ -166,6 +163,11 @@ fn progress(status: &DrainStatus, shown: &mut Map<String, Value>) {
         "last_delivered".to_owned(),
         now.last_delivered.map_or(Value::Null, time),
     );
+}
+
+/// Returns Unix milliseconds as [`time`] shows them.
+fn time_ms(ms: u64) -> Value {
+    time(UNIX_EPOCH + Duration::from_millis(ms))
 }
 
 fn time(at: SystemTime) -> Value {

@@ -3,16 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::Kind;
-use crate::export::selection::{Choice, Flag, FlagDefault, Flags, Names, Settings};
+use crate::export::selection::{Choice, Flag, FlagDefault, Flags, MAX_FLAG_KEY, Names, Settings};
 use crate::glob::Glob;
 use crate::section::{Leaf, Named, Section};
 
 /// Patterns in one list. Each costs a comparison per event.
 const MAX_PATTERNS: usize = 100;
-
-/// Longest flag key, bytes: what LaunchDarkly takes.
-const MAX_FLAG_KEY: usize = 256;
-
 /// Largest N of "1 in N".
 const MAX_RATIO: u32 = 1_000_000;
 

@@ -24,10 +24,6 @@ use tally::Counts;
 
 /// Flags followed in one environment.
 pub const MAX_FLAGS: usize = 20_000;
-
-/// Longest key of a flag that is followed, bytes: what LaunchDarkly takes.
-const MAX_KEY_BYTES: usize = 256;
-
 /// SDKs told apart in one environment, with the two that stand for all others: bits of [`Flag::sdks`].
 const MAX_SDKS: usize = 64;
 

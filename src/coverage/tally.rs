@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::summary;
 use crate::event::{Event, Kind};
-use crate::export::selection::{Judgement, Reason};
+use crate::export::selection::{Judgement, MAX_FLAG_KEY, Reason};
 
 /// What happened to one flag's evaluations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Tally {
     /// Returns a flag's counts; `None`, after counting it, if its key is unusable or there are too many flags.
     fn flag(&mut self, key: &str) -> Option<&mut Counts> {
         let known = self.flags.contains_key(key);
-        if !known && (key.is_empty() || key.len() > super::MAX_KEY_BYTES || self.flags.len() >= super::MAX_FLAGS) {
+        if !known && (key.is_empty() || key.len() > MAX_FLAG_KEY || self.flags.len() >= super::MAX_FLAGS) {
             self.untracked += 1;
             return None;
         }

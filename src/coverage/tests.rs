@@ -6,7 +6,7 @@ use super::*;
 use crate::event::{Event, Kind};
 use crate::export::made::event;
 use crate::export::narrow::Narrow;
-use crate::export::selection::{self, Choice, FlagDefault, Grounds, Judgement, Reason, Settings};
+use crate::export::selection::{self, Choice, FlagDefault, Grounds, Judgement, MAX_FLAG_KEY, Reason, Settings};
 use crate::section;
 
 const NOW: u64 = 1_700_000_000_000;
@@ -342,7 +342,7 @@ fn traffic_of_any_shape_fills_no_more_than_the_table() {
         let sdk = format!("Client{batch}/{}", "9".repeat(50));
         environment.add(tally(&[(summary(&counts), KEPT)]), sender(&sdk), NOW, true, 0);
     }
-    let long = "k".repeat(MAX_KEY_BYTES + 1);
+    let long = "k".repeat(MAX_FLAG_KEY + 1);
     environment.add(
         tally(&[(evaluation(&long), KEPT), (evaluation(""), KEPT)]),
         sender(""),
@@ -355,7 +355,7 @@ fn traffic_of_any_shape_fills_no_more_than_the_table() {
     assert_eq!(document["environments"][0]["flags_beyond"], 10_002);
     let table = environment.lock();
     assert!(table.sdks.len() <= MAX_SDKS);
-    let per_flag = size_of::<(Box<str>, Flag)>() + MAX_KEY_BYTES + 4 * size_of::<(Reason, u64)>();
+    let per_flag = size_of::<(Box<str>, Flag)>() + MAX_FLAG_KEY + 4 * size_of::<(Reason, u64)>();
     assert!(per_flag < 600, "{per_flag}");
 }
 

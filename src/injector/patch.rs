@@ -126,8 +126,7 @@ fn cut(status: &str) -> String {
 
 /// Returns the admin port of a sidecar with this configuration. It listens on loopback, and nobody declares it: but whoever wants
 /// it on all of the pod's addresses could not have it.
-fn admin_port(config: Option<&str>) -> Option<u16> {
-    let config: Value = serde_saphyr::from_str(config.unwrap_or("{}")).unwrap_or_default();
+fn admin_port(config: &Value) -> Option<u16> {
     match &config["admin"] {
         Value::Bool(false) => None,
         Value::String(word) if word == "off" => None,
@@ -140,8 +139,7 @@ fn admin_port(config: Option<&str>) -> Option<u16> {
 }
 
 /// Returns the port on which a pod's own configuration listens; `None` if that cannot be told here.
-fn own_port(config: &str) -> Option<u16> {
-    let config: Value = serde_saphyr::from_str(config).ok()?;
+fn own_port(config: &Value) -> Option<u16> {
     match config.get("listen") {
         None => config.is_object().then_some(LISTEN_PORT),
         Some(Value::String(listen)) => listen.parse::<SocketAddr>().ok().map(|address| address.port()),
@@ -180,7 +178,10 @@ fn why_not(template: &Template, spec: &Spec, annotations: &BTreeMap<String, Stri
     let declared = spec
         .all_containers()
         .flat_map(|container| container.ports.iter().flatten());
-    if let Some(port) = annotations.get(CONFIG).and_then(|own| own_port(own))
+    // What cannot be read is flagtap's to refuse.
+    let parsed = |config: &String| serde_saphyr::from_str::<Value>(config).unwrap_or_default();
+    let own = annotations.get(CONFIG).map(parsed);
+    if let Some(port) = own.as_ref().and_then(own_port)
         && !template.ports.contains(&Port::tcp(port))
     {
         return Some(format!(
@@ -188,8 +189,8 @@ fn why_not(template: &Template, spec: &Spec, annotations: &BTreeMap<String, Stri
             template.url
         ));
     }
-    let config = annotations.get(CONFIG).or_else(|| template.annotations.get(CONFIG));
-    let admin = admin_port(config.map(String::as_str)).map(Port::tcp);
+    let config = own.or_else(|| template.annotations.get(CONFIG).map(parsed));
+    let admin = admin_port(&config.unwrap_or_default()).map(Port::tcp);
     for port in declared {
         if template.ports.contains(port) || admin.as_ref() == Some(port) {
             return Some(format!(

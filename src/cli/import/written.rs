@@ -1,21 +1,19 @@
 //! An account as a configuration's text.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use anyhow::ensure;
 
 use super::text::{Names, comment, quoted, quoted_key};
 use super::{Account, Destination, Environment, Tracked, destination};
 use crate::config::Config;
+use crate::export::selection::MAX_FLAG_KEY;
 use crate::problems::Severity;
 use crate::queue::now_ms;
 
 /// The largest configuration with single flags in it, bytes; flagtap takes 1 MiB.
 const MAX_BYTES: usize = 900_000;
-
-/// The longest key of a flag that flagtap takes, bytes.
-const MAX_KEY_BYTES: usize = 256;
 
 /// What an import writes.
 pub(super) struct Written {
@@ -30,6 +28,12 @@ struct Variable {
     name: String,
     what: String,
     place: String,
+}
+
+impl fmt::Display for Variable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  {} ({})", self.name, comment(&self.what), self.place)
+    }
 }
 
 struct Writer<'a> {
@@ -65,13 +69,7 @@ pub(super) fn write(account: &Account) -> anyhow::Result<Written> {
     }
     let _ = writeln!(said, "set before `flagtap check`:");
     for variable in &writer.wanted {
-        let _ = writeln!(
-            said,
-            "  {}  {} ({})",
-            variable.name,
-            comment(&variable.what),
-            variable.place
-        );
+        let _ = writeln!(said, "  {variable}");
     }
     Ok(Written { text, said })
 }
@@ -149,13 +147,7 @@ impl Writer<'_> {
         text.push_str(&destinations);
         text.push_str("\n# Variables to set; flagtap also takes files, see config.example.yaml:\n");
         for variable in &self.wanted {
-            let _ = writeln!(
-                text,
-                "#   {}  {} ({})",
-                variable.name,
-                comment(&variable.what),
-                variable.place
-            );
+            let _ = writeln!(text, "#   {variable}");
         }
         text
     }
@@ -205,7 +197,7 @@ impl Writer<'_> {
     fn flags<'e>(&mut self, environment: &'e Environment) -> BTreeMap<&'e String, &'e Tracked> {
         let mut flags = BTreeMap::new();
         for (key, tracked) in &environment.flags {
-            if key.is_empty() || key.len() > MAX_KEY_BYTES {
+            if key.is_empty() || key.len() > MAX_FLAG_KEY {
                 let Environment { project, key: name, .. } = environment;
                 let key = comment(key);
                 let left_out =

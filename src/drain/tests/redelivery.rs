@@ -22,6 +22,15 @@ fn clock() -> Clock {
     Arc::new(|| 1_700_000_000_000)
 }
 
+/// Returns a destination that takes nothing for so long, and then everything.
+fn down_for(outage: Duration) -> FakeDestination {
+    let start = Instant::now();
+    FakeDestination::judging(move |_: &str| match start.elapsed() < outage {
+        true => retry(),
+        false => Verdict::Delivered,
+    })
+}
+
 struct Rig {
     queue: Arc<dyn Queue>,
     destination: Arc<FakeDestination>,
@@ -102,15 +111,7 @@ impl Rig {
 
 #[tokio::test(start_paused = true)]
 async fn letters_of_an_outage_go_out_again_with_their_ids_when_it_is_over() {
-    let start = Instant::now();
-    let judge = move |_: &str| {
-        if start.elapsed() < 300 * SECOND {
-            retry()
-        } else {
-            Verdict::Delivered
-        }
-    };
-    let mut rig = Rig::start(FakeDestination::judging(judge)).await;
+    let mut rig = Rig::start(down_for(300 * SECOND)).await;
     for batch in 0..5 {
         let names: Vec<String> = (0..10).map(|event| format!("{batch}{event}")).collect();
         rig.append(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -127,15 +128,7 @@ async fn letters_of_an_outage_go_out_again_with_their_ids_when_it_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn letters_of_an_earlier_run_go_out_though_nothing_else_comes() {
-    let start = Instant::now();
-    let judge = move |_: &str| {
-        if start.elapsed() < 100 * SECOND {
-            retry()
-        } else {
-            Verdict::Delivered
-        }
-    };
-    let mut rig = Rig::start(FakeDestination::judging(judge)).await;
+    let mut rig = Rig::start(down_for(100 * SECOND)).await;
     rig.append(&["a"]).await;
     eventually("the letter", || rig.letters() == 1).await;
     rig.tasks.shutdown().await;
@@ -147,15 +140,7 @@ async fn letters_of_an_earlier_run_go_out_though_nothing_else_comes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_long_outage_gives_nothing_up_for_good() {
-    let start = Instant::now();
-    let judge = move |_: &str| {
-        if start.elapsed() < 20_000 * SECOND {
-            retry()
-        } else {
-            Verdict::Delivered
-        }
-    };
-    let mut rig = Rig::start(FakeDestination::judging(judge)).await;
+    let mut rig = Rig::start(down_for(20_000 * SECOND)).await;
     rig.append(&["a", "b", "c"]).await;
     tokio::time::sleep(10_000 * SECOND).await;
     let requests = rig.destination.requests().len();

@@ -17,6 +17,9 @@ mod sample;
 
 pub use reason::{Grounds, Reason};
 
+/// Longest key of a flag, bytes: what LaunchDarkly takes.
+pub const MAX_FLAG_KEY: usize = 256;
+
 /// What the environment's configuration says about its export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -123,9 +126,23 @@ impl Settings {
         let named = self.flags.named.get(flag).map(|flag| &flag.choice);
         match (named, self.flags.default) {
             (Some(Choice::Hold), _) => Some(Reason::FlagHeld),
-            (None, FlagDefault::Hold) => Some(Reason::HeldByDefault),
-            (None, FlagDefault::New { since_ms }) if created_ms < since_ms => Some(Reason::FlagCreatedBefore),
-            _ => None,
+            (Some(_), _) => None,
+            (None, default) => default.judge(|| Some(created_ms)).err(),
+        }
+    }
+}
+
+impl FlagDefault {
+    /// Judges an evaluation of a flag without a setting of its own. `created_ms` is asked for only where it can matter.
+    fn judge(self, created_ms: impl FnOnce() -> Option<u64>) -> Result<Grounds, Reason> {
+        match self {
+            Self::Export => Ok(Grounds::Default),
+            Self::Hold => Err(Reason::HeldByDefault),
+            Self::New { since_ms } => match created_ms() {
+                None => Err(Reason::FlagUnknown),
+                Some(created) if created < since_ms => Err(Reason::FlagCreatedBefore),
+                Some(_) => Ok(Grounds::New),
+            },
         }
     }
 }
@@ -274,15 +291,10 @@ impl Judge<'_> {
     /// Returns why an evaluation is exported, before sampling. Its reason is looked into only where that can matter.
     fn grounds(&self, event: &Event, key: Option<&str>, flag: Option<&Flag>) -> Result<Grounds, Reason> {
         let settings = &self.selection.settings;
-        let by_itself = || match (flag, settings.flags.default) {
-            (Some(flag), _) => chosen(&flag.choice, event),
-            (None, FlagDefault::Export) => Ok(Grounds::Default),
-            (None, FlagDefault::Hold) => Err(Reason::HeldByDefault),
-            (None, FlagDefault::New { since_ms }) => match key.and_then(|key| self.creation.created_ms(key)) {
-                None => Err(Reason::FlagUnknown),
-                Some(created) if created < since_ms => Err(Reason::FlagCreatedBefore),
-                Some(_) => Ok(Grounds::New),
-            },
+        let created_ms = || key.and_then(|key| self.creation.created_ms(key));
+        let by_itself = || match flag {
+            Some(flag) => chosen(&flag.choice, event),
+            None => settings.flags.default.judge(created_ms),
         };
         if settings.experiments_only && !in_experiment(event) {
             return Err(Reason::NotInExperiment);

@@ -375,6 +375,12 @@ impl Link {
 }
 
 impl Part {
+    /// It is no longer the newest, and ends here.
+    fn close(&mut self, end: u64) {
+        self.end = Some(end);
+        self.closed = Some(Instant::now());
+    }
+
     fn stats(&self, first: u64) -> PartStats {
         PartStats {
             first,

@@ -96,13 +96,16 @@ impl Store {
         }
         let mut store = Self {
             shared: Arc::clone(shared),
-            current: current.as_ref().map(|(first, generation)| Current {
-                first: *first,
-                created_ms: found.starts.get(first).map_or(0, |start| start.created_ms),
-                payload: loaded.state.payload,
-                disk: (generation.disk_bytes(), generation.disk_bytes()),
-                next_block: loaded.next_block,
-                generation: Arc::clone(generation),
+            current: current.as_ref().map(|(first, generation)| {
+                let disk = generation.disk_bytes();
+                Current {
+                    first: *first,
+                    created_ms: found.starts.get(first).map_or(0, |start| start.created_ms),
+                    payload: loaded.state.payload,
+                    disk: (disk, disk),
+                    next_block: loaded.next_block,
+                    generation: Arc::clone(generation),
+                }
             }),
             directory,
             floor: found.floor,

@@ -354,8 +354,7 @@ impl Store {
         let mut shared = self.shared.lock();
         let newest = shared.generations.values_mut().next_back();
         if let Some(part) = newest.filter(|part| part.end.is_none()) {
-            part.end = Some(start.previous_end);
-            part.closed = Some(Instant::now());
+            part.close(start.previous_end);
         }
         shared.ledger.tail = start.first;
         shared.ledger.written(&names);
@@ -451,8 +450,7 @@ impl Store {
         let tail = state.ledger.tail;
         if let Some(current) = self.current.take() {
             if let Some(part) = state.generations.get_mut(&current.first) {
-                part.end = Some(tail);
-                part.closed = Some(Instant::now());
+                part.close(tail);
             }
             drop(state);
             close_aside(current.generation);
