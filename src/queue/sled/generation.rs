@@ -4,9 +4,10 @@
 //! write ends with our own `fdatasync`; its `open` panics on some damage and trips over its own empty snapshot files;
 //! values are kept so small (`layout::CHUNK`) that it never makes a separate, unsynced file.
 //!
-//! Beside the database lies the file `start`, written before it and never changed: a CRC-32 (4 bytes) of the rest, then 8 first
-//! position, 8 first position and 8 end of the generation before, 8 newest receipt before (ms), 8 time of creation (ms), totals before. It survives when the database does
-//! not, so that what was lost can be counted.
+//! Beside the database lies the file `start`: a CRC-32 (4 bytes) of the rest, then 8 first position, 8 first position and 8 end of
+//! the generation before, 8 newest receipt before (ms), 8 time of creation (ms), totals before. It is never changed, and survives
+//! when the database does not, so that what was lost can be counted. It gets its name when the database's files are durable, and
+//! before the first write: a generation without it was never used, one with it and without a database is damaged.
 
 use std::any::Any;
 use std::fs::{self, File, Permissions};
@@ -114,22 +115,21 @@ impl Start {
         }
     }
 
-    /// Reads the copy in the generation's database, and writes the file anew; nothing if that is damaged too.
-    pub(super) fn restore(path: &Path, first: u64) -> Result<Option<Self>, Failure> {
-        let stored = Slot::new(path.to_owned()).get().and_then(|generation| {
-            let db = generation.db()?;
-            guarded(|| db.get(layout::START))
-        });
-        let bytes = match stored {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) | Err(Failure::Damaged(_) | Failure::Stateless) => return Ok(None),
-            Err(failure) => return Err(failure),
-        };
-        let Some(start) = Self::decode(&bytes).ok().filter(|start| start.first == first) else {
-            return Ok(None);
-        };
+    /// Reads the copy in the generation's database, and writes the file anew.
+    pub(super) fn restore(path: &Path, first: u64) -> Result<Self, Failure> {
+        let generation = Slot::new(path.to_owned()).get()?;
+        let db = generation.db()?;
+        let bytes = guarded(|| db.get(layout::START))?.unwrap_or_default();
+        let start = Self::decode(&bytes).ok().filter(|start| start.first == first);
+        let start = start.ok_or_else(|| Failure::Damaged("its copy of the start file is damaged".to_owned()))?;
         replace_file(&path.join("start"), &bytes).map_err(|error| io_failure(&error))?;
-        Ok(Some(start))
+        Ok(start)
+    }
+
+    /// Returns whether the generation at `path` was never used, by what is there: `failure` is why its start could not be restored.
+    pub(super) fn never_written(path: &Path, failure: &Failure) -> bool {
+        let has = |name| path.join(name).exists();
+        !has("start") && (matches!(failure, Failure::Stateless) || !has("db"))
     }
 }
 
@@ -154,9 +154,11 @@ impl Generation {
     /// Begins a generation: its files are durable when this returns, but for the first write.
     pub(super) fn create(path: &Path, start: &Start) -> Result<Self, Failure> {
         make_directory(path).map_err(|error| io_failure(&error))?;
-        replace_file(&path.join("start"), &start.encode()).map_err(|error| io_failure(&error))?;
         let generation = Self::open_database(path)?;
-        generation.settle_files(path).map_err(|error| io_failure(&error))?;
+        let settled = generation.settle_files(path);
+        // Last: where it is, a power cut has left all the others.
+        let settled = settled.and_then(|()| replace_file(&path.join("start"), &start.encode()));
+        settled.map_err(|error| io_failure(&error))?;
         Ok(generation)
     }
 

@@ -136,13 +136,13 @@ impl Inspection {
             let path = directory::generation(root, first);
             match Start::read(&path).and_then(|start| start.check(first)) {
                 Ok(start) => drop(starts.insert(first, Ok(start))),
-                Err(_) if !path.join("db").exists() && known.tail <= first => {}
-                Err(failure) => match scratch.start(&path, first) {
-                    Some(start) => {
-                        mended.push((Some(first), format!("{failure}, and is written anew by the next start")));
+                Err(damage) => match scratch.start(&path, first) {
+                    Ok(start) => {
+                        mended.push((Some(first), format!("{damage}, and is written anew by the next start")));
                         starts.insert(first, Ok(start));
                     }
-                    None => drop(starts.insert(first, Err(failure.to_string()))),
+                    Err(failure) if Start::never_written(&path, &failure) && known.tail <= first => {}
+                    Err(_) => drop(starts.insert(first, Err(damage.to_string()))),
                 },
             }
         }

@@ -181,14 +181,17 @@ fn find(directory: &Directory, acknowledged: &Acknowledged) -> Result<Found, Ope
         match Start::read(&path).and_then(|start| start.check(first)) {
             Ok(start) => found.begin(first, start),
             Err(failure @ (Failure::Passing(_) | Failure::Removed)) => return Err(failure.into()),
-            // A process that ended while it began a generation leaves a directory without anything in it.
-            Err(_) if !path.join("db").exists() && !acknowledged.reaches_into(first) => directory.remove(first)?,
-            Err(failure) => match Start::restore(&path, first)? {
-                Some(start) => {
-                    warn!(error = %failure, generation = first, "a start file of the queue is written anew");
+            Err(damage) => match Start::restore(&path, first) {
+                Ok(start) => {
+                    warn!(error = %damage, generation = first, "a start file of the queue is written anew");
                     found.begin(first, start);
                 }
-                None => found.set_aside(directory, first, &failure.to_string())?,
+                Err(failure @ (Failure::Passing(_) | Failure::Removed)) => return Err(failure.into()),
+                // The process ended, or the power went, while it was begun.
+                Err(failure) if Start::never_written(&path, &failure) && !acknowledged.reaches_into(first) => {
+                    directory.remove(first)?;
+                }
+                Err(_) => found.set_aside(directory, first, &damage.to_string())?,
             },
         }
     }

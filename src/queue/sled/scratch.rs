@@ -48,13 +48,13 @@ impl Scratch {
     }
 
     /// Returns the start of a generation whose `start` file is damaged, from the copy in its database.
-    pub(super) fn start(&self, from: &Path, first: u64) -> Option<Start> {
+    pub(super) fn start(&self, from: &Path, first: u64) -> Result<Start, Failure> {
         let copied = Copied {
             path: self.path.join("start"),
             generation: None,
         };
-        copy_directory(from, &copied.path).ok()?;
-        Start::restore(&copied.path, first).ok().flatten()
+        copy_directory(from, &copied.path).map_err(|error| Failure::Passing(error.to_string()))?;
+        Start::restore(&copied.path, first)
     }
 
     fn copy(&self, from: &Path) -> Result<Copied, Failure> {

@@ -170,19 +170,43 @@ async fn a_generation_without_a_start_costs_no_other() {
     );
 }
 
+/// A generation is begun file by file; a power cut can end that after each.
 #[tokio::test]
 async fn a_generation_that_was_never_used_is_removed() {
-    let mut rig = Rig::new(START);
-    let positions = several_generations(&mut rig).await;
-    fs::create_dir(
-        rig.path()
-            .join("generations")
-            .join(format!("{:020}", positions[8].0 + 1)),
-    )
-    .unwrap();
-    let queue = rig.open().await;
-    assert_eq!(queue.stats().quarantined, 0);
-    assert_eq!(store(&queue, rig.entry("a", &[LAKE], 1)).await.0, positions[8].0 + 1);
+    let files: [&[(&str, usize)]; 7] = [
+        &[],
+        &[("conf", 0)],
+        &[("conf", 0), ("db", 0)],
+        &[("conf", 10), ("db", 0)],
+        &[("conf", usize::MAX), ("db", usize::MAX)],
+        &[("conf", usize::MAX), ("db", usize::MAX), ("start.new", 7)],
+        &[("conf", usize::MAX), ("db", usize::MAX), ("start", usize::MAX)],
+    ];
+    for left in files {
+        let mut rig = Rig::new(START);
+        let positions = several_generations(&mut rig).await;
+        let first = positions[8].0 + 1;
+        let path = rig.path().join("generations").join(format!("{first:020}"));
+        let start = super::generation::Start {
+            first,
+            ..Default::default()
+        };
+        drop(super::generation::Generation::create(&path, &start).unwrap());
+        for name in ["start", "conf", "db"] {
+            let bytes = fs::read(path.join(name)).unwrap();
+            fs::remove_file(path.join(name)).unwrap();
+            for (kept, length) in left.iter().filter(|(kept, _)| kept.trim_end_matches(".new") == name) {
+                fs::write(path.join(kept), &bytes[..bytes.len().min(*length)]).unwrap();
+            }
+        }
+        let seen = crate::queue::sled::inspect::Inspection::open(rig.path()).unwrap();
+        let seen = seen.overview().unwrap();
+        assert!(seen.parts.iter().all(|(_, problem)| problem.is_none()), "{left:?}");
+        let queue = rig.open().await;
+        assert_eq!(queue.stats().quarantined, 0, "{left:?}");
+        assert_eq!(store(&queue, rig.entry("a", &[LAKE], 1)).await.0, first, "{left:?}");
+        assert_eq!(take(&mut consumer(&queue, LAKE).await, 10).await.len(), 10, "{left:?}");
+    }
 }
 
 #[tokio::test]
