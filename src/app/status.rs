@@ -9,8 +9,11 @@ use crate::config::{Config, Environment};
 use crate::drain::{self, Breaker, DrainStatus, State};
 use crate::platform::Support;
 use crate::platform::census::Counted;
-use crate::queue::{ConsumerStats, PartStats, Stats};
+use crate::queue::{ConsumerStats, PartStats, SetAside, Stats};
 use crate::secret::Secret;
+
+/// Parts set aside that are listed: with more there is nothing to learn from a list.
+const LISTED: usize = 100;
 
 /// Returns the status as JSON: names and numbers, never event data.
 pub(super) fn document(stats: &Stats, shown: &Shown, catalogue: Option<Value>) -> Value {
@@ -53,16 +56,26 @@ pub(super) fn document(stats: &Stats, shown: &Shown, catalogue: Option<Value>) -
 pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted], catalogue: Option<Value>) -> Value {
     let mut document = document(stats, shown, catalogue);
     document["environments"] = environments(&shown.config);
-    document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes);
-    let part = |part: &PartStats| json!({ "first": part.first, "end": part.end, "bytes": part.bytes, "begun": time_ms(part.created_ms) });
+    document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes());
+    let set_aside =
+        |part: &SetAside| json!({ "name": part.name, "bytes": part.bytes, "last_written": time_ms(part.changed_ms) });
+    document["queue"]["quarantine"] = stats.quarantine.iter().take(LISTED).map(set_aside).collect();
+    let newest = stats.parts.last().map(|part| part.first);
+    let part = |part: &PartStats| {
+        let end = part.end.or((newest == Some(part.first)).then_some(stats.next_position));
+        json!({ "first": part.first, "end": end, "bytes": part.bytes, "begun": time_ms(part.created_ms) })
+    };
     document["queue"]["next_position"] = json!(stats.next_position);
     document["queue"]["damaged_dead_letters"] = json!(stats.damaged_letters);
     document["queue"]["parts"] = stats.parts.iter().map(part).collect();
     document["queue"]["cursors"] = stats.consumers.iter().map(cursor).collect();
-    document["queue"]["dead_letters"] = (stats.dead_letters.iter())
-        .map(|(name, letters)| (name.clone(), json!(letters)))
-        .collect::<Map<_, _>>()
-        .into();
+    for (key, letters) in [
+        ("dead_letters", &stats.dead_letters),
+        ("transient_dead_letters", &stats.transient_letters),
+    ] {
+        let letters = letters.iter().map(|(name, letters)| (name.clone(), json!(letters)));
+        document["queue"][key] = letters.collect::<Map<_, _>>().into();
+    }
     let line = |line: &Counted| json!({ "sdk": line.sdk, "version": line.version, "support": line.support.as_str(), "events": line.events });
     document["sdks"] = sdks.iter().map(line).collect();
     document["sdks_too_old"] = (sdks.iter())

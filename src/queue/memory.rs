@@ -155,11 +155,20 @@ impl Queue for MemoryQueue {
             bytes: state.bytes,
             corrupt_records: 0,
             quarantined: 0,
-            quarantine_bytes: 0,
+            quarantine: Arc::default(),
             parts: Vec::new(),
             next_position: state.ledger.tail,
             dead_letters: dead
                 .map(|(name, letters)| (name.clone(), letters.len() as u64))
+                .collect(),
+            transient_letters: (state.dead.iter())
+                .map(|(name, letters)| {
+                    (
+                        name.clone(),
+                        letters.iter().filter(|letter| letter.transient).count() as u64,
+                    )
+                })
+                .filter(|(_, letters)| *letters > 0)
                 .collect(),
             damaged_letters: 0,
             consumers: state.ledger.stats(),

@@ -341,14 +341,16 @@ pub struct Stats {
     pub corrupt_records: u64,
     /// Files or generations set aside since the start because they could not be opened.
     pub quarantined: u64,
-    /// Bytes that parts set aside take on disk, now.
-    pub quarantine_bytes: u64,
+    /// What was set aside and is on disk now, by name.
+    pub quarantine: Arc<[SetAside]>,
     /// The parts that the log has on disk, oldest first; none for an engine without a disk.
     pub parts: Vec<PartStats>,
     /// The position that the next record gets.
     pub next_position: u64,
     /// Events kept as dead letters, by destination.
     pub dead_letters: Vec<(String, u64)>,
+    /// How many of them go out again by themselves.
+    pub transient_letters: Vec<(String, u64)>,
     /// Dead letters that cannot be read.
     pub damaged_letters: u64,
     /// One entry per known cursor, also those whose destination is no longer configured.
@@ -363,6 +365,22 @@ impl Stats {
     pub fn is_opening(&self) -> bool {
         self.unavailable.as_deref() == Some(Self::OPENING)
     }
+
+    /// Returns the bytes on disk of what was set aside.
+    pub fn quarantine_bytes(&self) -> u64 {
+        self.quarantine.iter().map(|part| part.bytes).sum()
+    }
+}
+
+/// A part of the queue that was set aside because it could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Its name in the folder `quarantine`.
+    pub name: String,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// When it was last written to, Unix milliseconds.
+    pub changed_ms: u64,
 }
 
 /// One part of the log on disk (a generation of the engine `sled`).

@@ -51,7 +51,7 @@ impl Observed {
         metrics.gauge(&metrics::QUEUE_BYTES, &[]).set(stats.bytes as f64);
         metrics
             .gauge(&metrics::QUEUE_QUARANTINE_BYTES, &[])
-            .set(stats.quarantine_bytes as f64);
+            .set(stats.quarantine_bytes() as f64);
         metrics
             .counter(&metrics::QUEUE_CORRUPT_RECORDS, &[])
             .absolute(stats.corrupt_records);

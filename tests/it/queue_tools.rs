@@ -12,7 +12,7 @@ use crate::support::command::flagtap;
 use crate::support::export::{id, markers, read_lines};
 use crate::support::letters::{Narrow, large};
 use crate::support::relay::marked;
-use crate::support::{Relay, Setup, Upstream, eventually};
+use crate::support::{Connection, Relay, Setup, Upstream, eventually};
 
 /// Scenario: a destination that is not there.
 /// Guarantees: `inspect` says how many events failed and when the first is due again, beside the relay and after it.
@@ -38,6 +38,90 @@ fn what_is_to_be_tried_again_is_shown() {
     );
     relay.kill();
     assert_eq!(shown()["failed"], 2);
+}
+
+/// Scenario: one event is out of tries at a destination that is not there, another waits to be tried again, and something was
+/// set aside; a destination left the configuration.
+/// Guarantees: `/api/status` has every fact that `inspect --json` shows beside the running relay.
+#[test]
+fn the_status_has_every_fact_that_inspect_shows() {
+    let upstream = Upstream::accepting();
+    let mut setup = Setup::new(upstream.address());
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let webhook = |attempts: u64, over: &str| {
+        let retry = json!({ "attempts": attempts, "over": over });
+        json!({ "name": "hook", "webhook": { "url": format!("http://{closed}/hook") }, "retry": retry })
+    };
+    setup.config["environments"][0]["destinations"] = json!(["archive", "hook"]);
+    let both = setup.config["destinations"].as_array().unwrap().clone();
+    setup.config["destinations"] = json!([both[0], webhook(1, "1s")]);
+    let relay = Relay::start(&setup);
+    relay.post("one", &json!([marked("one")]));
+    eventually("the event to be given up", || {
+        (relay.metrics().sum("flagtap_queue_dead_letters", &[]) == 1.0).then_some(())
+    });
+    relay.stop();
+    let set_aside = setup.queue().join("quarantine/generation-00000000000000000007");
+    fs::create_dir_all(&set_aside).unwrap();
+    fs::write(set_aside.join("db"), vec![0; 9_000]).unwrap();
+    // `archive` goes.
+    setup.config["environments"][0]["destinations"] = json!(["hook"]);
+    setup.config["destinations"] = json!([webhook(5, "30m")]);
+    let relay = Relay::start(&setup);
+    relay.post("two", &json!([marked("two"), marked("three")]));
+    let config = setup.write();
+    let asked = |relay: &Relay| {
+        let request = b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let answer = Connection::open(relay.admin_address()).exchange(request).unwrap();
+        serde_json::from_slice::<Value>(&answer.body).unwrap()
+    };
+    // What a try changed between the two is the same a moment later, and what files take is looked at once a second.
+    let sizes = |parts: &Value| -> Vec<Value> {
+        parts
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|part| part["bytes"].clone())
+            .collect()
+    };
+    let (shown, status) = eventually("the two to be of one moment", || {
+        let before = asked(&relay);
+        let shown = flagtap("queue inspect --json", &config).json();
+        let failed = shown["destinations"]["hook"]["failed"].as_u64() > Some(0);
+        let queue = &before["queue"];
+        let same = *queue == asked(&relay)["queue"] && sizes(&queue["parts"]) == sizes(&shown["parts"]);
+        (same && failed).then_some((shown, before))
+    });
+    assert_eq!(shown["in_use"], true);
+    let status = &status["queue"];
+    for fact in ["next_position", "dead_letters", "damaged_dead_letters", "quarantine"] {
+        assert_eq!(status[fact], shown[fact], "{fact}");
+    }
+    assert_eq!(status["dead_letters"], json!({ "hook": 1 }));
+    assert_eq!(status["quarantine"][0]["name"], "generation-00000000000000000007");
+    let parts = status["parts"].as_array().unwrap();
+    assert!(!parts.is_empty());
+    for (part, shown) in parts.iter().zip(shown["parts"].as_array().unwrap()) {
+        for (fact, value) in part.as_object().unwrap() {
+            assert_eq!(*value, shown[fact], "{fact}");
+        }
+    }
+    assert_eq!(status["cursors_without_destination"], json!(["archive"]));
+    let cursors = status["cursors"].as_array().unwrap();
+    assert_eq!(cursors.len(), 2);
+    for cursor in cursors {
+        let name = cursor["destination"].as_str().unwrap();
+        let of = |fact: &str| status[fact].get(name).cloned().unwrap_or(json!(0));
+        let mut said = cursor.clone();
+        said["cursor"] = said["position"].take();
+        said["dead_letters"] = of("dead_letters");
+        said["transient_dead_letters"] = of("transient_dead_letters");
+        for (fact, value) in shown["destinations"][name].as_object().unwrap() {
+            assert_eq!(said[fact], *value, "{name}: {fact}");
+        }
+    }
+    assert_eq!(status["transient_dead_letters"], json!({ "hook": 1 }));
+    relay.kill();
 }
 
 /// Scenario: an event is given up; it is listed and shown beside the running relay and on the stopped folder, replayed on

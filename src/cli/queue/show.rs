@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::admin::letters::timestamp;
 use crate::drain::{self, Noted};
 use crate::queue::ConsumerStats;
-use crate::queue::sled::inspect::{Overview, SetAside};
+use crate::queue::SetAside;
+use crate::queue::sled::inspect::Overview;
 use crate::queue::sled::repair::{Repair, Verification};
 use crate::units::{ByteSize, format_duration};
 

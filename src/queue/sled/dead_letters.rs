@@ -41,8 +41,24 @@ pub(super) struct DeadLetters {
     file: File,
     /// The end of what was acknowledged.
     end: u64,
-    counts: BTreeMap<String, u64>,
+    counts: BTreeMap<String, Count>,
     damaged: u64,
+}
+
+/// How many letters a destination has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    /// All of them.
+    pub(super) letters: u64,
+    /// Those that go out again by themselves.
+    pub(super) transient: u64,
+}
+
+impl Count {
+    fn add(&mut self, transient: bool) {
+        self.letters += 1;
+        self.transient += u64::from(transient);
+    }
 }
 
 /// One letter with its head, and whether the bytes are those that were written. Where not, there may be no head.
@@ -54,8 +70,8 @@ struct Frame<'a> {
 /// What the file holds, as somebody beside the writer sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary {
-    /// Letters by destination, and how many of them have a reason that may pass.
-    pub(super) letters: BTreeMap<String, (u64, u64)>,
+    /// Letters by destination.
+    pub(super) letters: BTreeMap<String, Count>,
     /// Letters that cannot be read.
     pub(super) damaged: u64,
     /// Bytes behind the last whole letter.
@@ -72,11 +88,11 @@ impl DeadLetters {
         if let Some(parent) = path.parent() {
             sync_directory(parent)?;
         }
-        let mut counts = BTreeMap::new();
+        let mut counts: BTreeMap<String, Count> = BTreeMap::new();
         let mut damaged = 0;
         let end = scan(&file, |frame| {
             match key(&frame) {
-                Ok((name, _)) => *counts.entry(name).or_default() += 1,
+                Ok((name, _, transient)) => counts.entry(name).or_default().add(transient),
                 Err(Malformed) => damaged += 1,
             }
             Ok(true)
@@ -99,8 +115,13 @@ impl DeadLetters {
     }
 
     /// Returns the number of letters by destination.
-    pub(super) fn counts(&self) -> &BTreeMap<String, u64> {
+    pub(super) fn counts(&self) -> &BTreeMap<String, Count> {
         &self.counts
+    }
+
+    /// Returns the number of letters of all destinations.
+    pub(super) fn count(&self) -> u64 {
+        self.counts.values().map(|count| count.letters).sum()
     }
 
     /// Returns the number of letters that cannot be read.
@@ -131,7 +152,8 @@ impl DeadLetters {
             return Err(error);
         }
         self.end += bytes.len() as u64;
-        *self.counts.entry(name.to_owned()).or_default() += letters.len() as u64;
+        let count = self.counts.entry(name.to_owned()).or_default();
+        letters.iter().for_each(|letter| count.add(letter.transient));
         Ok(())
     }
 
@@ -140,7 +162,7 @@ impl DeadLetters {
         let wanted: HashSet<&(Position, u32)> = letters.iter().collect();
         let (mut found, mut taken) = (Vec::new(), 0);
         scan(&self.file, |frame| {
-            if let Ok((destination, at)) = key(&frame)
+            if let Ok((destination, at, _)) = key(&frame)
                 && destination == name
                 && wanted.contains(&at)
                 && let Ok((_, letter)) = decode(&frame)
@@ -161,11 +183,11 @@ impl DeadLetters {
             &draft,
             OpenOptions::new().create(true).read(true).write(true).truncate(true),
         )?;
-        let mut counts = BTreeMap::new();
+        let mut counts: BTreeMap<String, Count> = BTreeMap::new();
         let mut end = 0;
         scan(&self.file, |frame| {
             let known = key(&frame).ok();
-            if let Some((destination, at)) = &known
+            if let Some((destination, at, _)) = &known
                 && destination == name
                 && removed.contains(at)
             {
@@ -173,8 +195,8 @@ impl DeadLetters {
             }
             file.write_all(frame.bytes)?;
             end += frame.bytes.len() as u64;
-            if let Some((destination, _)) = known {
-                *counts.entry(destination).or_default() += 1;
+            if let Some((destination, _, transient)) = known {
+                counts.entry(destination).or_default().add(transient);
             }
             Ok(true)
         })?;
@@ -199,7 +221,7 @@ pub(super) fn find(
 ) -> io::Result<Vec<DeadLetter>> {
     let mut letters = Vec::new();
     visit(path, |frame| {
-        if let Ok((destination, _)) = key(frame)
+        if let Ok((destination, ..)) = key(frame)
             && destination == name
             && letters.len() < limit
             && let Ok((_, letter)) = decode(frame)
@@ -227,11 +249,7 @@ pub(super) fn summary(path: &Path) -> io::Result<Summary> {
     let mut summary = Summary::default();
     let end = visit(path, |frame| {
         match decode(frame) {
-            Ok((name, letter)) => {
-                let (letters, transient) = summary.letters.entry(name).or_default();
-                *letters += 1;
-                *transient += u64::from(letter.transient);
-            }
+            Ok((name, letter)) => summary.letters.entry(name).or_default().add(letter.transient),
             Err(Malformed) => summary.damaged += 1,
         }
         true
@@ -386,9 +404,12 @@ fn open<'a>(frame: &Frame<'a>) -> Result<(u8, Take<'a>), Malformed> {
     }
 }
 
-fn key(frame: &Frame<'_>) -> Result<(String, (Position, u32)), Malformed> {
-    let (_, mut take) = open(frame)?;
-    Ok((take.str()?, (Position(take.u64()?), take.u32()?)))
+/// Returns a letter's destination, its position and index, and whether it is transient.
+fn key(frame: &Frame<'_>) -> Result<(String, (Position, u32), bool), Malformed> {
+    let (version, mut take) = open(frame)?;
+    let (name, position, index) = (take.str()?, Position(take.u64()?), take.u32()?);
+    let _dead_ms = take.u64()?;
+    Ok((name, (position, index), version >= 2 && take.u8()? != 0))
 }
 
 fn decode(frame: &Frame<'_>) -> Result<(String, DeadLetter), Malformed> {

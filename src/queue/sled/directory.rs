@@ -17,8 +17,11 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use tracing::warn;
+
+use crate::queue::SetAside;
 
 const FORMAT: &str = "flagtap-queue 2\n";
 
@@ -140,14 +143,10 @@ impl Directory {
         place
     }
 
-    /// Returns the bytes the quarantine takes on disk.
-    pub(super) fn quarantined_bytes(&self) -> u64 {
-        // Without the folder itself, which takes a block though it is empty.
-        let entries = fs::read_dir(self.root.join("quarantine"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries.map(|entry| disk_bytes(&entry.path())).sum()
+    /// Returns what is in the quarantine.
+    pub(super) fn set_aside(&self) -> Vec<SetAside> {
+        // What cannot be read is no part of the queue any more.
+        set_aside(&self.root).unwrap_or_default()
     }
 
     /// Removes what was moved aside longest ago. Returns false if there is nothing.
@@ -213,6 +212,28 @@ pub(super) fn generations(root: &Path) -> io::Result<Vec<u64>> {
     }
     firsts.sort_unstable();
     Ok(firsts)
+}
+
+/// Returns what is in a queue's quarantine, by name; nothing if there is none. The folder itself takes no bytes.
+pub(super) fn set_aside(root: &Path) -> io::Result<Vec<SetAside>> {
+    let entries = match fs::read_dir(root.join("quarantine")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut parts = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+        let since = changed.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        parts.push(SetAside {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            bytes: disk_bytes(&entry.path()),
+            changed_ms: since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+        });
+    }
+    parts.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(parts)
 }
 
 /// Returns the place of a generation.

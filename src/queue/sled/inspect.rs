@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use super::acknowledged::{self, Acknowledged, Known};
 use super::dead_letters;
@@ -16,7 +15,7 @@ use super::generation::{Failure, Generation, Loaded, Start};
 use super::layout::parse_record_key;
 use super::open::ledger;
 use super::scratch::Scratch;
-use crate::queue::{ConsumerStats, DeadLetter, PartStats};
+use crate::queue::{ConsumerStats, DeadLetter, PartStats, SetAside};
 use crate::record::Record;
 use crate::record::codec::{DecodeError, Decoder, Header, peek};
 
@@ -66,17 +65,6 @@ pub struct Overview {
     pub damaged_letters: u64,
     /// What was set aside, by name.
     pub quarantine: Vec<SetAside>,
-}
-
-/// A part of the queue that was set aside because it could not be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
-    /// Its name in the folder `quarantine`.
-    pub name: String,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// When it was last written to, Unix milliseconds.
-    pub changed_ms: u64,
 }
 
 /// A queue's directory.
@@ -189,7 +177,7 @@ impl Inspection {
             parts: parts.collect(),
             consumers: self.consumers(),
             dead_letters: (letters.letters.into_iter())
-                .map(|(name, (letters, transient))| (name, letters, transient))
+                .map(|(name, count)| (name, count.letters, count.transient))
                 .collect(),
             damaged_letters: letters.damaged,
             quarantine: self.quarantine()?,
@@ -309,24 +297,7 @@ impl Inspection {
     }
 
     pub(super) fn quarantine(&self) -> io::Result<Vec<SetAside>> {
-        let entries = match fs::read_dir(self.root.join("quarantine")) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut quarantine = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok();
-            let since = changed.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            quarantine.push(SetAside {
-                name: entry.file_name().to_string_lossy().into_owned(),
-                bytes: disk_bytes(&entry.path()),
-                changed_ms: since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
-            });
-        }
-        quarantine.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(quarantine)
+        directory::set_aside(&self.root)
     }
 }
 

@@ -198,7 +198,7 @@ impl Store {
 
     /// Looks at what the disk really holds.
     pub(super) fn measure(&mut self) {
-        let other_bytes = self.directory.quarantined_bytes();
+        let set_aside = self.directory.set_aside();
         let letters_bytes = self.dead_letters.disk_bytes();
         let firsts: Vec<u64> = self.shared.lock().generations.keys().copied().collect();
         let sizes: Vec<(u64, u64)> = firsts
@@ -206,7 +206,8 @@ impl Store {
             .map(|first| (first, disk_bytes(&self.directory.generation(first))))
             .collect();
         let mut state = self.shared.lock();
-        state.other_bytes = other_bytes;
+        state.other_bytes = set_aside.iter().map(|part| part.bytes).sum();
+        state.set_aside = set_aside.into();
         state.letters_bytes = letters_bytes;
         for (first, bytes) in sizes {
             if let Some(part) = state.generations.get_mut(&first) {

@@ -44,7 +44,7 @@ use self::consumer::SledConsumer;
 use self::generation::{Generation, SEGMENT_BYTES, Slot, Start};
 use crate::queue::{
     AppendError, Appended, Clock, ConsumeError, Consumer, DeadLetter, Entry, Ledger, PartStats, Position, Queue,
-    Settings, Stats, Wanted,
+    SetAside, Settings, Stats, Wanted,
 };
 
 /// Appends that wait for the writer at once; more wait their turn.
@@ -97,12 +97,13 @@ struct State {
     generations: BTreeMap<u64, Part>,
     /// The generation that each consumer has open.
     reading: BTreeMap<String, (u64, Arc<Generation>)>,
-    /// Bytes on disk beside the generations.
+    set_aside: Arc<[SetAside]>,
+    /// Bytes it takes on disk.
     other_bytes: u64,
     letters_bytes: u64,
     quarantined: u64,
     damaged_letters: u64,
-    dead_letters: BTreeMap<String, u64>,
+    dead_letters: BTreeMap<String, dead_letters::Count>,
 }
 
 /// One generation as all know it.
@@ -260,20 +261,24 @@ impl Queue for SledQueue {
 
     fn stats(&self) -> Stats {
         let state = self.link.shared.lock();
-        let dead = state.dead_letters.iter().filter(|(_, letters)| **letters > 0);
+        let letters = |of: fn(&dead_letters::Count) -> u64| {
+            let counts = state.dead_letters.iter().map(|(name, count)| (name.clone(), of(count)));
+            counts.filter(|(_, letters)| *letters > 0).collect()
+        };
         Stats {
             unavailable: state.unavailable.clone().or_else(|| state.refusing.clone()),
             bytes: state.bytes() + state.letters_bytes,
             corrupt_records: state.ledger.corrupt_records() + state.damaged_letters,
             quarantined: state.quarantined,
-            quarantine_bytes: state.other_bytes,
+            quarantine: Arc::clone(&state.set_aside),
             parts: state
                 .generations
                 .iter()
                 .map(|(first, part)| part.stats(*first))
                 .collect(),
             next_position: state.ledger.tail,
-            dead_letters: dead.map(|(name, letters)| (name.clone(), *letters)).collect(),
+            dead_letters: letters(|count| count.letters),
+            transient_letters: letters(|count| count.transient),
             damaged_letters: state.damaged_letters,
             consumers: state.ledger.stats(),
         }

@@ -300,7 +300,7 @@ pub(super) fn ledger(
 
 /// Returns how many dead letters cannot be read or are not there any more.
 fn damaged_letters(letters: &DeadLetters, known: &Known) -> u64 {
-    let left = letters.damaged() + letters.counts().values().sum::<u64>();
+    let left = letters.damaged() + letters.count();
     let gone = known.letters.saturating_sub(left);
     if gone > 0 {
         error!(letters = gone, "dead letters are lost");

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use super::inspect::{InspectError, Inspection, SetAside};
+use super::inspect::{InspectError, Inspection};
 use super::{Message, SledQueue};
-use crate::queue::{Queue, Settings, system_clock};
+use crate::queue::{Queue, SetAside, Settings, system_clock};
 
 pub use super::verify::{Damage, Verification};
 

@@ -249,8 +249,8 @@ impl Store {
         }
         current.payload = state.payload;
         current.next_block = next_block;
-        current.disk.1 = current.generation.disk_bytes();
-        let (first, bytes) = (current.first, current.disk.1);
+        let before = std::mem::replace(&mut current.disk.1, current.generation.disk_bytes());
+        let (first, grown) = (current.first, current.disk.1.saturating_sub(before));
         let position = {
             let mut state = self.shared.lock();
             // A caller that ran out of patience may have said otherwise.
@@ -267,7 +267,7 @@ impl Store {
                 state.ledger.remove(name);
             }
             if let Some(part) = state.generations.get_mut(&first) {
-                part.bytes = bytes;
+                part.bytes += grown;
             }
             position
         };
@@ -385,7 +385,7 @@ impl Store {
 
     /// Keeps what is durable, apart from what it is about.
     pub(super) fn acknowledge(&mut self) {
-        let letters = self.dead_letters.counts().values().sum();
+        let letters = self.dead_letters.count();
         let known = {
             let state = self.shared.lock();
             Known {

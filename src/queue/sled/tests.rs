@@ -91,7 +91,7 @@ async fn a_damaged_generation_is_set_aside_and_the_rest_goes_on() {
     fs::remove_file(paths[1].join("conf")).unwrap();
     fs::write(paths[1].join("conf"), b"not the configuration of a database").unwrap();
     let queue = rig.open().await;
-    assert_eq!(queue.stats().quarantine_bytes, 0);
+    assert_eq!(queue.stats().quarantine_bytes(), 0);
     let mut lake = consumer(&queue, LAKE).await;
     let first: Vec<_> = take(&mut lake, 3)
         .await
@@ -104,7 +104,7 @@ async fn a_damaged_generation_is_set_aside_and_the_rest_goes_on() {
     commit(&mut lake, last[2].0).await;
     let stats = queue.stats();
     assert_eq!((stats.quarantined, stats.corrupt_records), (1, 3));
-    assert!(stats.quarantine_bytes >= 100_000, "{stats:?}");
+    assert!(stats.quarantine_bytes() >= 100_000, "{stats:?}");
     let lake = of(&stats, LAKE);
     assert_eq!(
         (lake.corrupt, lake.evicted, lake.waiting),

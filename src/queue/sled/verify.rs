@@ -123,7 +123,7 @@ impl Inspection {
             verification.report(self.newest, None, what);
         }
         let letters = dead_letters::summary(&self.dead_letters_path()).map_err(|error| self.failed(&error))?;
-        verification.dead_letters = letters.letters.values().map(|(letters, _)| letters).sum();
+        verification.dead_letters = letters.letters.values().map(|count| count.letters).sum();
         for _ in 0..letters.damaged {
             verification.report(None, None, "a dead letter is damaged");
         }
