@@ -537,7 +537,7 @@ class Configuration(unittest.TestCase):
             file = pathlib.Path(folder, "config.yaml")
             file.write_text(text)
             environment = {name: f"secret-{name}" for name in re.findall(r"\$\{(\w+)\}", text)}
-            environment |= {"UPSTREAM_URL": "http://127.0.0.1:9"}
+            environment |= {name: "http://127.0.0.1:9" for name in environment if name.endswith("_URL")}
             return subprocess.run([FLAGTAP, "check", file], capture_output=True, text=True, env=environment)
 
     def test_every_rendered_configuration_is_taken_by_the_binary(self):

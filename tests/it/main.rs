@@ -32,6 +32,7 @@ mod mappings;
 mod mparticle;
 mod neighbours;
 mod official_clients;
+mod orphan;
 mod passthrough;
 mod power_cut;
 #[cfg(feature = "pubsub")]

@@ -1,14 +1,8 @@
 //! The sidecar as the chart renders it, run as a kubelet would: its arguments, environment, configuration, user, paths.
-//!
-//! `tests/helm/golden` is what the chart renders; `tests/helm` compares. Each pod gets a network namespace of its own, because
-//! the ports are those of the chart, and a mount namespace for its file system. The binary is the one of the other tests, so
-//! `/usr` and the libraries are there too, read-only; the image's own file system has a test of its own.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,17 +10,20 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::export::{event, read_lines};
+use crate::support::pod::{golden, in_a_pod, inside, make_root, make_volumes, of_kind, started, terminate, texts};
 use crate::support::recording::fixture;
-use crate::support::{Connection, SDK_KEY, Upstream, eventually, request, tools};
+use crate::support::{SDK_KEY, Upstream, tools};
 
 /// Scenario: a pod with the native sidecar ends: TERM to the application, which flushes; when it has ended, TERM to flagtap.
 /// Guarantees: flagtap runs as its user, without capabilities, writes below /data alone, and ends in time; every event
 /// arrives at the destination, those after TERM too.
 #[test]
 fn the_last_events_of_an_application_arrive_through_the_native_sidecar() {
+    if tools::find("sidecar: native", PYTHON).is_none() {
+        return;
+    }
     in_a_pod(
-        "sidecar: native",
-        "the_last_events_of_an_application_arrive_through_the_native_sidecar",
+        "sidecar::the_last_events_of_an_application_arrive_through_the_native_sidecar",
         || {
             let pod = Pod::start("application-tried");
             assert_eq!(pod.spec["initContainers"][0]["restartPolicy"], "Always");
@@ -42,9 +39,11 @@ fn the_last_events_of_an_application_arrive_through_the_native_sidecar() {
 /// Guarantees: the same; the hook outlasts the application.
 #[test]
 fn the_last_events_of_an_application_arrive_through_an_ordinary_container() {
+    if tools::find("sidecar: ordinary", PYTHON).is_none() {
+        return;
+    }
     in_a_pod(
-        "sidecar: ordinary",
-        "the_last_events_of_an_application_arrive_through_an_ordinary_container",
+        "sidecar::the_last_events_of_an_application_arrive_through_an_ordinary_container",
         || {
             let pod = Pod::start("application-tried-fallback");
             pod.assert_confined();
@@ -62,39 +61,8 @@ fn the_last_events_of_an_application_arrive_through_an_ordinary_container() {
     );
 }
 
-/// Says in the inner process that it is in its namespaces.
-const INNER: &str = "FLAGTAP_TEST_IN_A_POD";
-
-/// Runs `test` in namespaces of its own: by running the test with this name once more, below `unshare`.
-fn in_a_pod(label: &str, name: &str, test: impl FnOnce()) {
-    if std::env::var_os(INNER).is_some() {
-        return test();
-    }
-    if tools::find(label, "python-sdk/bin/python").is_none() {
-        return;
-    }
-    let unshare = ["--net", "--mount", "--propagation", "private"];
-    let possible = Command::new("unshare")
-        .args(unshare)
-        .args(["ip", "link", "set", "lo", "up"])
-        .output();
-    if !possible.is_ok_and(|output| output.status.success()) {
-        tools::skip(label, "namespaces need root, and the commands unshare and ip");
-        return;
-    }
-    let output = Command::new("unshare")
-        .args(unshare)
-        .args(["sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""])
-        .arg(std::env::current_exe().unwrap())
-        .args([&format!("sidecar::{name}"), "--exact", "--nocapture"])
-        .env(INNER, "1")
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr]
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .concat();
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
+/// What runs the application.
+const PYTHON: &str = "python-sdk/bin/python";
 
 /// A pod of the example chart: its spec, flagtap's container in it, and the process that this is.
 struct Pod {
@@ -107,76 +75,45 @@ struct Pod {
 
 impl Pod {
     fn start(case: &str) -> Self {
-        let text = fs::read_to_string(fixture(&format!("helm/golden/{case}.yaml"))).unwrap();
-        let objects: Vec<Value> = text
-            .split("\n---\n")
-            .map(|each| serde_saphyr::from_str(each).unwrap())
-            .collect();
-        let of = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
-        let spec = of("Deployment")["spec"]["template"]["spec"].clone();
+        let objects = golden(case);
+        let spec = of_kind(&objects, "Deployment")["spec"]["template"]["spec"].clone();
         let lists = ["initContainers", "containers"].map(|list| spec[list].as_array().cloned().unwrap_or_default());
-        let container = lists
-            .concat()
-            .into_iter()
-            .find(|each| each["name"] == "flagtap")
-            .unwrap();
+        let mut containers = lists.concat().into_iter();
+        let container = containers.find(|each| each["name"] == "flagtap").unwrap();
 
         let upstream = Upstream::accepting();
         let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-        // What a kubelet makes of the pod's volumes.
-        for (name, mode) in [
-            ("flagtap-config", 0o755),
-            ("flagtap-secrets", 0o755),
-            ("flagtap-data", 0o777),
-            ("root", 0o755),
-        ] {
-            let path = folder.path().join(name);
-            fs::create_dir(&path).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-        }
         let secret = BTreeMap::from([
             ("LD_SDK_KEY", SDK_KEY.to_owned()),
             ("UPSTREAM_URL", format!("http://{}", upstream.address())),
         ]);
-        for (name, value) in &secret {
-            fs::write(folder.path().join("flagtap-secrets").join(name), value).unwrap();
-        }
-        let config = of("ConfigMap")["data"]["config.yaml"].as_str().unwrap();
-        fs::write(folder.path().join("flagtap-config/config.yaml"), config).unwrap();
-        make_root(folder.path(), &container);
+        let config = of_kind(&objects, "ConfigMap")["data"]["config.yaml"].as_str();
+        make_volumes(folder.path(), config.unwrap(), &secret);
+        let root = folder.path().join("root");
+        make_root(folder.path(), &root, &container);
 
         let log = File::create(folder.path().join("log")).unwrap();
         let arguments = [vec!["/flagtap".to_owned()], texts(&container["args"])].concat();
-        let mut command = inside(folder.path(), &container, &secret, &arguments);
+        let mut command = inside(&root, &container, &secret, &arguments);
         let flagtap = command.stderr(log).spawn().unwrap();
-        let pod = Self {
+        started(&container);
+        Self {
             spec,
             container,
             folder,
             flagtap,
             upstream,
-        };
-        let probe = &pod.container["startupProbe"]["httpGet"];
-        eventually("the startup probe to succeed", || {
-            let head = request("GET", probe["path"].as_str().unwrap(), &[], b"");
-            let mut connection = Connection::try_open(pod.port(&probe["port"])).ok()?;
-            (connection.exchange(&head).ok()?.status == 200).then_some(())
-        });
-        pod
-    }
-
-    /// Returns the address of a port that has this name.
-    fn port(&self, name: &Value) -> std::net::SocketAddr {
-        let ports = self.container["ports"].as_array().unwrap();
-        let port = ports.iter().find(|port| port["name"] == *name).unwrap();
-        let number = u16::try_from(port["containerPort"].as_u64().unwrap()).unwrap();
-        std::net::SocketAddr::from(([127, 0, 0, 1], number))
+        }
     }
 
     /// Returns what runs a command in flagtap's container.
     fn inside(&self, arguments: &[String]) -> Command {
-        inside(self.folder.path(), &self.container, &BTreeMap::new(), arguments)
+        inside(
+            &self.folder.path().join("root"),
+            &self.container,
+            &BTreeMap::new(),
+            arguments,
+        )
     }
 
     /// Asserts that the process has no more rights than the container gives it.
@@ -207,7 +144,7 @@ impl Pod {
         let application = containers.iter().find(|each| each["name"] == "application").unwrap();
         let variables = application["env"].as_array().unwrap();
         let events = variables.iter().find(|each| each["name"] == "LD_EVENTS_URI").unwrap()["value"].as_str();
-        let mut child = Command::new(tools::find("sidecar", "python-sdk/bin/python").unwrap())
+        let mut child = Command::new(tools::find("sidecar", PYTHON).unwrap())
             .arg(fixture("sdks/python/ends_on_term.py"))
             .args([events.unwrap(), SDK_KEY, &delay.to_string()])
             .stdout(Stdio::piped())
@@ -264,80 +201,4 @@ impl Drop for Application {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn terminate(child: &Child) {
-    let sent = Command::new("kill")
-        .args(["-TERM", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
-}
-
-fn texts(list: &Value) -> Vec<String> {
-    list.as_array()
-        .unwrap()
-        .iter()
-        .map(|text| text.as_str().unwrap().to_owned())
-        .collect()
-}
-
-/// Makes the container's file system below `folder/root`: read-only but for what its mounts leave writable. It ends with the
-/// mount namespace.
-fn make_root(folder: &Path, container: &Value) {
-    let root = folder.join("root");
-    mount(&["-t", "tmpfs", "tmpfs"], &root);
-    fs::copy(env!("CARGO_BIN_EXE_flagtap"), root.join("flagtap")).unwrap();
-    fs::create_dir(root.join("usr")).unwrap();
-    mount(&["--bind", "/usr"], &root.join("usr"));
-    mount(&["-o", "remount,bind,ro"], &root.join("usr"));
-    for link in ["bin", "lib", "lib64"] {
-        std::os::unix::fs::symlink(format!("usr/{link}"), root.join(link)).unwrap();
-    }
-    for volume in container["volumeMounts"].as_array().unwrap() {
-        let source = folder.join(volume["name"].as_str().unwrap());
-        let point: PathBuf = root.join(volume["mountPath"].as_str().unwrap().trim_start_matches('/'));
-        fs::create_dir_all(&point).unwrap();
-        mount(&["--bind", source.to_str().unwrap()], &point);
-        if volume["readOnly"] == true {
-            mount(&["-o", "remount,bind,ro"], &point);
-        }
-    }
-    if container["securityContext"]["readOnlyRootFilesystem"] == true {
-        mount(&["-o", "remount,ro"], &root);
-    }
-}
-
-fn mount(arguments: &[&str], point: &Path) {
-    let output = Command::new("mount").args(arguments).arg(point).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{point:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// Returns what runs a command in the container: in its file system, with its environment and nothing else of it, as its user.
-fn inside(folder: &Path, container: &Value, secret: &BTreeMap<&str, String>, arguments: &[String]) -> Command {
-    let security = &container["securityContext"];
-    let mut command = Command::new("chroot");
-    command.arg(folder.join("root")).arg("/usr/bin/setpriv");
-    command.arg(format!("--reuid={}", security["runAsUser"]));
-    command.arg(format!("--regid={}", security["runAsGroup"]));
-    command.arg("--clear-groups");
-    if security["allowPrivilegeEscalation"] == false {
-        command.arg("--no-new-privs");
-    }
-    if security["capabilities"]["drop"][0] == "ALL" {
-        command.args(["--bounding-set=-all", "--inh-caps=-all"]);
-    }
-    // The image's working directory.
-    command.args(["/usr/bin/env", "--chdir=/data", "-i"]);
-    for variable in container["env"].as_array().unwrap() {
-        let [name, value] = ["name", "value"].map(|key| variable[key].as_str().unwrap());
-        command.arg(format!("{name}={value}"));
-    }
-    command.args(secret.iter().map(|(name, value)| format!("{name}={value}")));
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-    command
 }

@@ -17,6 +17,7 @@ pub(crate) mod metrics;
 pub(crate) mod moto;
 pub(crate) mod mparticle;
 pub(crate) mod oracle;
+pub(crate) mod pod;
 #[cfg(feature = "pubsub")]
 pub(crate) mod pubsub_emulator;
 #[cfg(feature = "pubsub")]
