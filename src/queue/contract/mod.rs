@@ -324,7 +324,12 @@ pub(crate) fn counts(environment: &str, events: u64) -> Vec<(String, u64)> {
 /// the log got is not newer than the log; of the generations the newest first: what is older does not change any more.
 pub(crate) fn copy_directory(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
-    let mut entries: Vec<PathBuf> = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let entries = match fs::read_dir(from) {
+        Ok(entries) => entries,
+        // A generation that is being removed.
+        Err(error) => return assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}", from.display()),
+    };
+    let mut entries: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     entries.sort_by_key(|path| (path.is_dir(), std::cmp::Reverse(path.clone())));
     for path in entries {
         let target = to.join(path.file_name().unwrap());
