@@ -259,13 +259,14 @@ impl Live {
             problems = problems.len(),
             "the new configuration is refused, the one before stays in force"
         );
-        self.count("refused");
-        self.parts.metrics.gauge(&CONFIGURATION_REFUSED, &[]).set(1.0);
         let since = shown.refused.as_ref().map_or_else(SystemTime::now, |(since, _)| *since);
         self.shown.store(Arc::new(Shown {
             refused: Some((since, problems)),
             ..Shown::clone(&shown)
         }));
+        // Whoever sees it counted finds the problems.
+        self.count("refused");
+        self.parts.metrics.gauge(&CONFIGURATION_REFUSED, &[]).set(1.0);
     }
 
     fn count(&self, outcome: &str) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::eventually::{patience, within};
 use crate::support::export::{self, markers};
 use crate::support::launchdarkly_api::{Api, Mood, TOKEN};
 use crate::support::{CLIENT_SIDE_ID, PROJECT_ID, Relay, SDK_KEY, Setup, Upstream, eventually};
@@ -31,6 +32,7 @@ fn account(api: &Api, name: &str) {
         { "_id": "r2", "clauses": [], "variation": 1 }]);
     let variations = [(name, json!({ "price": 10, "tags": ["a", "b"] })), ("", json!(7))];
     api.flag("pricing", CREATED + 1000, &variations, &json!({ "rules": rules }));
+    api.publish();
 }
 
 /// A relay that knows its environment by its SDK key alone.
@@ -242,12 +244,14 @@ fn trouble_with_the_api_changes_nothing_else() {
         api.be(mood);
         let setup = setup(&api, &upstream);
         let relay = Relay::start(&setup);
-        eventually("the read to fail", || {
+        // A thousand pages, or five tries of 33 MB with growing waits between.
+        let failed = within(patience() * 3, || {
             let failed = relay
                 .metrics()
                 .sum("flagtap_catalogue_reads_total", &[("outcome", outcome)]);
             (failed > 0.0).then_some(())
         });
+        failed.expect("the read to fail");
         relay.post("payload", &json!([evaluation("old", 0, &json!(true))]));
         relay.settle();
         let exported = setup.exported();

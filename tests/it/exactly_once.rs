@@ -127,8 +127,8 @@ impl Rig {
         lake.add_to(&mut setup, keep_trying("20ms", "100ms"));
         setup.config["destinations"].as_array_mut().unwrap().push(json!(null));
         setup.config["environments"] = json!([environment]);
-        setup.config["upstream"]["connect_timeout"] = json!("250ms");
-        setup.config["upstream"]["timeout"] = json!("250ms");
+        setup.config["upstream"]["connect_timeout"] = json!("1s");
+        setup.config["upstream"]["timeout"] = json!("1s");
         // No two batches of the recordings have equal bodies, and between a kill and the repetition can be long.
         setup.config["dedupe"] = json!({ "body_window": "10m" });
         let applications = Applications {

@@ -357,7 +357,7 @@ fn slow_clients_hold_nobody_up() {
     for _ in 0..20 {
         assert!(webhook.review(&good)["patch"].is_string());
     }
-    assert!(started.elapsed().as_secs() < 4, "{:?}", started.elapsed());
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
     assert_eq!(slow[0].response(false).unwrap().status, 408);
 
     let mut stream = webhook.connect();

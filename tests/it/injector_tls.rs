@@ -184,10 +184,7 @@ fn an_api_that_refuses_is_waited_for_and_then_done_without() {
     cluster.fail(Some(403));
     let (_folder, template) = written_template();
     // Before it listens, its log does not say where.
-    let telemetry = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let telemetry = crate::support::tools::free_address();
     let mut relay = Relay::launch(cluster.injector(&template, &telemetry.to_string()));
     let probe = |what: &str| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flagtap"));
@@ -211,7 +208,7 @@ fn an_api_that_refuses_is_waited_for_and_then_done_without() {
     assert!(!probe("ready"));
     cluster.fail(None);
     relay.serves("webhook");
-    assert!(probe("ready"));
+    eventually("/readyz", || probe("ready").then_some(()));
     served(&cluster, &relay);
 
     let failures = relay.metrics().sum(FAILURES, &[]);
@@ -221,5 +218,5 @@ fn an_api_that_refuses_is_waited_for_and_then_done_without() {
         (relay.metrics().sum(FAILURES, &[]) > failures).then_some(())
     });
     served(&cluster, &relay);
-    assert!(probe("ready"));
+    eventually("/readyz", || probe("ready").then_some(()));
 }

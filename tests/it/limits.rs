@@ -1,6 +1,6 @@
 //! The limits of `tee` and `limits`, each reached on purpose: what is shed, what waits, what passes without a copy.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use crate::support::eventually::patience;
 use crate::support::export::markers;
 use crate::support::relay::{bulk, marked};
 use crate::support::upstream::Gate;
-use crate::support::{Answer, Relay, SDK_KEY, Setup, Upstream, eventually, request};
+use crate::support::{Answer, NOBODY, Relay, SDK_KEY, Setup, Upstream, eventually, request};
 
 /// What a busy machine may add to a time below.
 const SLACK: Duration = Duration::from_secs(3);
@@ -30,7 +30,13 @@ fn large(marker: &str) -> Value {
 
 fn tight(upstream: &Upstream, on_failure: &str) -> Setup {
     let mut setup = Setup::new(upstream.address());
-    setup.config["tee"] = json!({ "max_body": "48KiB", "max_in_flight": "64KiB", "on_failure": on_failure });
+    for (key, value) in [
+        ("max_body", "48KiB"),
+        ("max_in_flight", "64KiB"),
+        ("on_failure", on_failure),
+    ] {
+        setup.config["tee"][key] = json!(value);
+    }
     setup
 }
 
@@ -126,7 +132,7 @@ fn a_body_that_stalls_is_given_up() {
     let upstream = Upstream::accepting();
     upstream.tolerate_broken();
     let mut setup = Setup::new(upstream.address());
-    setup.config["tee"] = json!({ "max_body": "64KiB" });
+    setup.config["tee"]["max_body"] = json!("64KiB");
     setup.config["limits"] = json!({ "body_timeout": "500ms" });
     let relay = Relay::start(&setup);
     for announced in [50_000, 300_000] {
@@ -248,7 +254,7 @@ fn requests_over_the_limit_are_shed() {
 fn only_accepted_batches_are_exported_if_so_configured() {
     let upstream = Upstream::start();
     let mut setup = Setup::new(upstream.address());
-    setup.config["tee"] = json!({ "when": "accepted" });
+    setup.config["tee"]["when"] = json!("accepted");
     let relay = Relay::start(&setup);
     for marker in ["never", "later"] {
         upstream.once("POST", "/bulk", Answer::status(503));
@@ -258,8 +264,7 @@ fn only_accepted_batches_are_exported_if_so_configured() {
     assert_eq!(relay.post("later", &json!([marked("later")])).status, 202);
     assert_not_accepted(&relay, 2.0);
     relay.stop();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    setup.config["upstream"]["url"] = json!(format!("http://{closed}"));
+    setup.config["upstream"]["url"] = json!(format!("http://{NOBODY}"));
     let relay = Relay::start(&setup);
     let response = relay.post("unreachable", &json!([marked("unreachable")]));
     assert_eq!(
@@ -289,10 +294,10 @@ fn pings_do_not_keep_an_idle_http2_connection() {
     let lasted = Runtime::new().unwrap().block_on(async {
         let (mut sender, connection) = h2c(address).await;
         let connection = tokio::spawn(connection);
+        let since = Instant::now();
         let response = sender.send_request(h2_bulk(0)).await.unwrap();
         assert_eq!(response.status(), 202);
         response.into_body().collect().await.unwrap();
-        let since = Instant::now();
         // The sender is kept: without it the client would close the connection by itself.
         let closed = select(connection, Box::pin(tokio::time::sleep(patience()))).await;
         assert!(matches!(closed, futures_util::future::Either::Left(_)), "still open");
@@ -326,9 +331,9 @@ fn a_silent_stream_is_not_idle() {
     for number in 0..3 {
         let mut idle = relay.connect();
         let marker = format!("idle-{number}");
+        let since = Instant::now();
         let response = idle.exchange(&bulk(&marker, &json!([marked(&marker)]))).unwrap();
         assert_eq!(response.status, 202);
-        let since = Instant::now();
         assert!(idle.closes_silently());
         let rested = since.elapsed();
         assert!(rested > IDLE * 3 / 4 && rested < IDLE + SLACK, "{rested:?}");

@@ -320,7 +320,7 @@ fn http2_with_prior_knowledge_passes() {
 fn a_body_over_the_cap_passes_without_a_copy() {
     let upstream = Upstream::accepting();
     let mut setup = Setup::new(upstream.address());
-    setup.config["tee"] = json!({ "max_body": "64KiB" });
+    setup.config["tee"]["max_body"] = json!("64KiB");
     let relay = Relay::start(&setup);
     let padding = "x".repeat(300_000);
     let body = json!([{ "kind": "custom", "key": "large", "creationDate": 1, "data": padding }]).to_string();

@@ -2,7 +2,6 @@
 //! damage.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,7 +11,7 @@ use crate::support::command::flagtap;
 use crate::support::export::{id, markers, read_lines};
 use crate::support::letters::{Narrow, large};
 use crate::support::relay::marked;
-use crate::support::{Connection, Relay, Setup, Upstream, eventually};
+use crate::support::{Connection, NOBODY, Relay, Setup, Upstream, eventually};
 
 /// Scenario: a destination that is not there.
 /// Guarantees: `inspect` says how many events failed and when the first is due again, beside the relay and after it.
@@ -20,9 +19,8 @@ use crate::support::{Connection, Relay, Setup, Upstream, eventually};
 fn what_is_to_be_tried_again_is_shown() {
     let upstream = Upstream::accepting();
     let mut setup = Setup::new(upstream.address());
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     setup.config["destinations"][0] =
-        json!({ "name": "archive", "webhook": { "url": format!("http://{closed}/hook") } });
+        json!({ "name": "archive", "webhook": { "url": format!("http://{NOBODY}/hook") } });
     let relay = Relay::start(&setup);
     let config = setup.write();
     relay.post("one", &json!([marked("one"), marked("two")]));
@@ -47,10 +45,9 @@ fn what_is_to_be_tried_again_is_shown() {
 fn the_status_has_every_fact_that_inspect_shows() {
     let upstream = Upstream::accepting();
     let mut setup = Setup::new(upstream.address());
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let webhook = |attempts: u64, over: &str| {
         let retry = json!({ "attempts": attempts, "over": over });
-        json!({ "name": "hook", "webhook": { "url": format!("http://{closed}/hook") }, "retry": retry })
+        json!({ "name": "hook", "webhook": { "url": format!("http://{NOBODY}/hook") }, "retry": retry })
     };
     setup.config["environments"][0]["destinations"] = json!(["archive", "hook"]);
     let both = setup.config["destinations"].as_array().unwrap().clone();

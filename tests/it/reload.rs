@@ -84,7 +84,8 @@ fn nothing_is_lost_or_doubled_by_100_reloads_under_10_000_requests() {
             setup.config["destinations"].as_array_mut().unwrap().pop();
             setup.config["environments"][0]["destinations"] = json!(["archive", "changed", "paused"]);
             setup.config["environments"][0]["export"] = json!({ "custom_events": { "exclude": ["load-3-*"] } });
-            setup.config["tee"] = json!({ "on_failure": "refuse", "max_body": "8MiB" });
+            setup.config["tee"]["on_failure"] = json!("refuse");
+            setup.config["tee"]["max_body"] = json!("8MiB");
         }
         reload(&relay, &setup);
     }
@@ -256,8 +257,9 @@ fn a_broken_file_is_refused_as_a_whole() {
 
     // A pipe, to which nobody writes.
     let path = folder(&setup, "config.yaml");
-    fs::remove_file(&path).unwrap();
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let pipe = folder(&setup, "pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::rename(&pipe, &path).unwrap();
     eventually("the pipe to be refused", || {
         let refused = status(&relay)["configuration"]["refused"].to_string();
         refused.contains("is no regular file").then_some(())

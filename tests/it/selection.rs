@@ -290,6 +290,7 @@ fn a_sampled_flag_says_so_in_what_is_exported() {
 fn a_flag_that_was_counted_before_the_switch_is_old() {
     let upstream = Upstream::accepting();
     let mut setup = Setup::new(upstream.address());
+    setup.config["shutdown"] = json!({ "grace": "10s", "reserve": "8s" });
     let relay = Relay::start(&setup);
     relay.post("first", &json!([summary(&[("old", 3)])]));
     relay.stop();

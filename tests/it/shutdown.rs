@@ -38,6 +38,7 @@ fn what_waits_for_a_retry_is_tried_once_more_at_the_end() {
     let upstream = Upstream::accepting();
     let lake = Kinesis::start(Mood::Fails);
     let mut setup = Setup::new(upstream.address());
+    setup.config["shutdown"] = json!({ "grace": "10s", "reserve": "8s" });
     lake.add_to(&mut setup, keep_trying("1h", "1h"));
     let mut relay = Relay::start(&setup);
     let expected = post(&relay);
@@ -58,12 +59,12 @@ fn what_waits_for_a_retry_is_tried_once_more_at_the_end() {
 /// everything, and the next start delivers the rest, each event once.
 #[test]
 fn a_destination_that_hangs_does_not_outlast_the_grace_period() {
-    const GRACE: Duration = Duration::from_secs(4);
+    const GRACE: Duration = Duration::from_secs(10);
     let upstream = Upstream::accepting();
     let gate = Gate::default();
     let lake = Kinesis::start(Mood::Hangs(gate.clone()));
     let mut setup = Setup::new(upstream.address());
-    setup.config["shutdown"] = json!({ "grace": "4s", "reserve": "2s" });
+    setup.config["shutdown"] = json!({ "grace": "10s", "reserve": "8s" });
     lake.add_to(&mut setup, keep_trying("50ms", "50ms"));
     let mut relay = Relay::start(&setup);
     let expected = post(&relay);

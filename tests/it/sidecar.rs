@@ -35,7 +35,7 @@ fn the_last_events_of_an_application_arrive_through_the_native_sidecar() {
 }
 
 /// Scenario: the same with an ordinary container: TERM to the application and the preStop hook of flagtap at once; the
-/// application takes two seconds to flush.
+/// application takes a second to flush.
 /// Guarantees: the same; the hook outlasts the application.
 #[test]
 fn the_last_events_of_an_application_arrive_through_an_ordinary_container() {
@@ -47,7 +47,7 @@ fn the_last_events_of_an_application_arrive_through_an_ordinary_container() {
         || {
             let pod = Pod::start("application-tried-fallback");
             pod.assert_confined();
-            let application = pod.application(2.0);
+            let application = pod.application(1.0);
             let hook = texts(&pod.container["lifecycle"]["preStop"]["exec"]["command"]);
             let mut hook = pod.inside(&hook).spawn().unwrap();
             application.end();

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,9 +19,9 @@ use crate::support::oracle;
 use crate::support::relay::{bulk, keep_trying, marked};
 use crate::support::upstream::Gate;
 use crate::support::volume::Volume;
-use crate::support::{Answer, Connection, Relay, SDK_KEY, Setup, Upstream, eventually};
+use crate::support::{Answer, Connection, NOBODY, Relay, SDK_KEY, Setup, Upstream, eventually};
 
-const GRACE: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(14);
 
 /// One bad state: how it comes about and how it ends.
 struct State {
@@ -44,7 +43,7 @@ const STATES: [State; 12] = [
     },
     State {
         name: "destination dead",
-        before: |scene| scene.endpoint(&format!("http://{}", nobody())),
+        before: |scene| scene.endpoint(&format!("http://{}", NOBODY)),
         during: |scene, relay| scene.waits_at_the_stream(relay),
         after: |scene| scene.endpoint(&scene.lake.url()),
     },
@@ -83,7 +82,7 @@ const STATES: [State; 12] = [
     },
     State {
         name: "upstream down",
-        before: |scene| scene.setup.config["upstream"]["url"] = json!(format!("http://{}", nobody())),
+        before: |scene| scene.setup.config["upstream"]["url"] = json!(format!("http://{}", NOBODY)),
         during: |_, _| {},
         after: |scene| scene.setup.config["upstream"]["url"] = json!(format!("http://{}", scene.upstream.address())),
     },
@@ -134,7 +133,7 @@ const STATES: [State; 12] = [
             if let Some(volume) = &scene.volume {
                 scene.setup.config["queue"]["sled"]["path"] = json!(volume.path().join("queue"));
                 scene.setup.config["queue"]["headroom"] = json!("1MiB");
-                scene.setup.config["tee"] = json!({ "on_failure": "refuse" });
+                scene.setup.config["tee"]["on_failure"] = json!("refuse");
             }
         },
         during: |scene, relay| {
@@ -246,7 +245,7 @@ impl Scene {
         let lake = Kinesis::start(Mood::Takes);
         lake.tolerate_broken();
         let mut setup = Setup::new(upstream.address());
-        setup.config["shutdown"] = json!({ "grace": "8s", "reserve": "6s" });
+        setup.config["shutdown"] = json!({ "grace": "14s", "reserve": "12s" });
         setup.config["limits"] = json!({ "body_timeout": "1m" });
         lake.add_to(&mut setup, keep_trying("100ms", "300ms"));
         Self {
@@ -361,9 +360,4 @@ impl Scene {
         let unaccounted = oracle::unaccounted(&self.lake.requests());
         assert!(unaccounted.is_empty(), "{name}: repeated though noted: {unaccounted:?}");
     }
-}
-
-/// Returns an address where nobody listens.
-fn nobody() -> std::net::SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

@@ -38,7 +38,7 @@ fn is_refused(identity: &Identity, trusted: Option<&Authority>, why: &str) {
         (front.refusals() > 0).then_some(())
     });
     assert_eq!(upstream.count(), 0);
-    let failure = relay.find_log("upstream request failed").unwrap();
+    let failure = eventually("the failure in the log", || relay.find_log("upstream request failed"));
     assert!(failure["error"].as_str().unwrap().contains(why), "{failure}");
     relay.settle();
     relay.stop();

@@ -130,8 +130,7 @@ fn a_head_without_end_ends_at_the_timeout() {
         }
     });
     let mut setup = Setup::new(upstream.address);
-    setup.config["upstream"]["connect_timeout"] = json!("1s");
-    setup.config["upstream"]["timeout"] = json!("1s");
+    setup.config["upstream"]["timeout"] = json!("3s");
     let relay = Relay::start(&setup);
     let mut expected = Vec::new();
     for (what, ..) in floods {
@@ -144,7 +143,7 @@ fn a_head_without_end_ends_at_the_timeout() {
         assert!([502, 504].contains(&response.status), "{what}: {}", response.status);
         assert!(response.headers.get("date").is_some(), "{what}");
         assert!(
-            started.elapsed() < Duration::from_secs(6),
+            started.elapsed() < Duration::from_secs(15),
             "{what}: {:?}",
             started.elapsed()
         );
@@ -352,7 +351,7 @@ fn an_answer_that_comes_before_the_body_was_read_is_passed_on() {
     });
     let mut setup = Setup::new(upstream.address);
     // One of the two sizes is captured, the other streamed.
-    setup.config["tee"] = json!({ "max_body": "4MiB" });
+    setup.config["tee"]["max_body"] = json!("4MiB");
     let relay = Relay::start(&setup);
     for number in 0..20 {
         let mut events = large("early");
@@ -407,8 +406,7 @@ fn an_upstream_that_takes_and_times_out_costs_nobody_an_event() {
     upstream.always("POST", "/bulk", Answer::accepted().behind(&never));
     upstream.always("GET", "/other", Answer::status(200));
     let mut setup = Setup::new(upstream.address());
-    setup.config["upstream"]["connect_timeout"] = json!("500ms");
-    setup.config["upstream"]["timeout"] = json!("500ms");
+    setup.config["upstream"]["timeout"] = json!("3s");
     let relay = Relay::start(&setup);
     let started = Instant::now();
     thread::scope(|scope| {
@@ -424,10 +422,10 @@ fn an_upstream_that_takes_and_times_out_costs_nobody_an_event() {
         for _ in 0..20 {
             let asked = Instant::now();
             assert_eq!(relay.exchange(&request("GET", "/other", &[], b"")).status, 200);
-            assert!(asked.elapsed() < Duration::from_millis(400), "{:?}", asked.elapsed());
+            assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
         }
     });
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     let expected: Vec<String> = (0..SDKS).map(|sdk| format!("timed-out-{sdk:02}")).collect();
     let metrics = exported(relay, &setup, &expected);
     assert_eq!(metrics.sum("flagtap_batches_duplicate_total", &[]), SDKS as f64);

@@ -16,6 +16,9 @@ use crate::queue::{AppendError, Boundary, ConsumeError, Loss, WhenFull};
 /// Bytes on disk per byte written, at the most, once sled has rewritten its leaves.
 const AMPLIFICATION: u64 = 3;
 
+/// Bytes of a usual round: with less room the queue goes on to refuse most of what comes, and says so.
+const USUAL_ROUND: u64 = 64 << 10;
+
 /// Bytes on disk below which a generation is not worth its beginning, whatever `max_bytes` is.
 const LEAST_GENERATION: u64 = SEGMENT_BYTES as u64;
 
@@ -95,7 +98,7 @@ impl Store {
         self.evict_over_budget();
         self.evictions.tell();
         let refused = self.shared.lock().refusing.is_some();
-        if refused && self.refusal(1).is_none() {
+        if refused && self.refusal(USUAL_ROUND).is_none() {
             self.refuse(None);
         }
     }

@@ -121,6 +121,7 @@ mod tests {
     use super::super::layout::record_key;
     use super::*;
     use crate::queue::contract::*;
+    use crate::queue::sled::tests::open_sled;
     use crate::queue::{ConsumerStats, Position};
 
     const START: Start = |settings, destinations, clock| Arc::new(SledQueue::start(settings, destinations, clock));
@@ -202,8 +203,7 @@ mod tests {
         let (rig, parts) = three_parts(0).await;
         fs::write(parts[1].join("start"), b"damage").unwrap();
         {
-            let config = ::sled::Config::new().path(&parts[1]).segment_size(2 << 20);
-            let db = config.flush_every_ms(None).open().unwrap();
+            let db = open_sled(&parts[1]);
             db.remove(crate::queue::sled::layout::START).unwrap();
             db.flush().unwrap();
         }
@@ -240,8 +240,7 @@ mod tests {
     async fn a_damaged_record_is_named_and_its_part_stays() {
         let (rig, parts) = three_parts(0).await;
         {
-            let config = ::sled::Config::new().path(&parts[0]).segment_size(2 << 20);
-            let db = config.flush_every_ms(None).open().unwrap();
+            let db = open_sled(&parts[0]);
             let key = record_key(1, 0);
             let mut value = db.get(key).unwrap().unwrap().to_vec();
             *value.last_mut().unwrap() ^= 1;

@@ -29,13 +29,26 @@ fn generations(rig: &Rig) -> Vec<PathBuf> {
 
 /// Changes the database of a generation behind the engine's back.
 fn with_database(path: &Path, change: impl FnOnce(&::sled::Db)) {
+    let db = open_sled(path);
+    change(&db);
+    db.flush().unwrap();
+}
+
+/// Opens a generation's database as soon as sled has let go of it.
+pub(crate) fn open_sled(path: &Path) -> ::sled::Db {
     let config = ::sled::Config::new()
         .path(path)
         .segment_size(2 << 20)
         .flush_every_ms(None);
-    let db = config.open().unwrap();
-    change(&db);
-    db.flush().unwrap();
+    for _ in 0..400 {
+        match config.open() {
+            Err(error) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} is in use", path.display());
 }
 
 /// Fills several generations, nine records of one event each in all, and closes.

@@ -41,6 +41,8 @@ struct Shared {
     mood: Mood,
     /// Project documents, without their environments.
     projects: Vec<Project>,
+    /// What takes their place when it is whole.
+    draft: Option<Vec<Project>>,
     destinations: Vec<Value>,
     /// Items in a page, whatever is asked for.
     page: usize,
@@ -64,6 +66,7 @@ impl Api {
         let shared = Arc::new(Mutex::new(Shared {
             mood: Mood::Answers,
             projects: Vec::new(),
+            draft: None,
             destinations: Vec::new(),
             page: MOST,
             complaints: Vec::new(),
@@ -87,7 +90,7 @@ impl Api {
 
     /// Adds a project.
     pub(crate) fn project(&self, id: &str, key: &str) {
-        self.shared.lock().unwrap().projects.push(Project {
+        self.shared.lock().unwrap().drafted().push(Project {
             id: id.to_owned(),
             key: key.to_owned(),
             environments: Vec::new(),
@@ -98,7 +101,7 @@ impl Api {
     /// Adds an environment to the newest project.
     pub(crate) fn environment(&self, id: &str, key: &str, sdk_key: &str, tracks_new_flags: bool) {
         let mut shared = self.shared.lock().unwrap();
-        let project = shared.projects.last_mut().unwrap();
+        let project = shared.drafted().last_mut().unwrap();
         project.environments.push(json!({
             "_links": { "self": { "href": format!("/api/v2/projects/{}/environments/{key}", project.key), "type": "application/json" } },
             "_id": id, "key": key, "name": format!("The {key}"), "apiKey": sdk_key,
@@ -112,7 +115,7 @@ impl Api {
     /// environment (`trackEvents`, `trackEventsFallthrough`, `rules`).
     pub(crate) fn flag(&self, key: &str, created_ms: u64, variations: &[(&str, Value)], settings: &Value) {
         let mut shared = self.shared.lock().unwrap();
-        let project = shared.projects.last_mut().unwrap();
+        let project = shared.drafted().last_mut().unwrap();
         let variations = variations.iter().map(|(name, value)| match *name {
             "" => json!({ "_id": "e432f62b", "value": value }),
             name => json!({ "_id": "e432f62b", "value": value, "name": name, "description": "…" }),
@@ -154,8 +157,16 @@ impl Api {
     }
 
     /// Forgets the projects and their flags.
+    ///
+    /// What is added then is there, all at once, when it is published.
     pub(crate) fn clear(&self) {
-        self.shared.lock().unwrap().projects.clear();
+        self.shared.lock().unwrap().draft = Some(Vec::new());
+    }
+
+    /// Answers with what was added since [`Api::clear`].
+    pub(crate) fn publish(&self) {
+        let mut shared = self.shared.lock().unwrap();
+        shared.projects = shared.draft.take().unwrap();
     }
 
     /// Gives pages of no more than so many items.
@@ -195,7 +206,14 @@ impl Drop for Api {
 }
 
 impl Shared {
+    /// Returns where projects are added.
+    fn drafted(&mut self) -> &mut Vec<Project> {
+        self.draft.as_mut().unwrap_or(&mut self.projects)
+    }
+
     fn answer(&mut self, call: &Received) -> Answer {
+        // Before the times in the headers, so that a pause between the two is no complaint.
+        let now = Instant::now();
         self.seen.push(call.target.clone());
         let body = match self.judge(call) {
             Ok(body) => body,
@@ -223,7 +241,7 @@ impl Shared {
                 *times -= 1;
                 let wish = headers.iter().find(|(name, _)| *name == "Retry-After");
                 let wish = wish.map(|(_, seconds)| Duration::from_secs(seconds.parse().unwrap()));
-                self.not_before = wish.map(|wish| Instant::now() + wish);
+                self.not_before = wish.map(|wish| now + wish);
                 limits.extend(headers.iter().map(|(name, value)| (*name, (*value).to_owned())));
                 (*status, r#"{"code":"rate_limited","message":"slow down"}"#.to_owned())
             }
@@ -241,7 +259,7 @@ impl Shared {
                     }
                 }
                 // The header is in milliseconds, and cut off.
-                self.not_before = Some(Instant::now() + *wait - Duration::from_millis(2));
+                self.not_before = Some(now + *wait - Duration::from_millis(2));
                 (200, body.to_string())
             }
         };

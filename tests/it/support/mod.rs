@@ -38,6 +38,9 @@ pub(crate) use raw::{Connection, request};
 pub(crate) use relay::{Relay, Setup};
 pub(crate) use upstream::{Answer, Upstream};
 
+/// Where nobody listens.
+pub(crate) const NOBODY: &str = "127.0.0.1:1";
+
 /// The SDK key of the environment that [`Setup`] configures.
 pub(crate) const SDK_KEY: &str = "sdk-11111111-2222-4333-8444-555555555555";
 /// Its mobile key.

@@ -1,6 +1,6 @@
 //! moto: a Kinesis and an STS that keep what they are given. The accounts of their callers are told apart by access key.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
@@ -60,7 +60,7 @@ impl Moto {
     /// Starts it; `None` if it is not installed, after announcing that `test` is skipped.
     pub(crate) fn start(test: &str) -> Option<Self> {
         let program = tools::find(test, "python/bin/moto_server")?;
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = tools::free_address();
         let child = Command::new(program)
             .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
             .stdout(Stdio::null())

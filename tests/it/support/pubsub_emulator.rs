@@ -4,7 +4,7 @@
 //! unit tests too.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ impl Emulator {
             );
             return None;
         };
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = tools::free_address();
         let child = Command::new("java")
             .args(["-Xmx256m", "-jar", &jar, "--host=127.0.0.1"])
             .arg(format!("--port={}", address.port()))

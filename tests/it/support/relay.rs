@@ -69,6 +69,8 @@ impl Setup {
             // Short, because each test ends its relay; what waits is settled before.
             "shutdown": { "grace": "1s", "reserve": "800ms" },
             "upstream": { "url": format!("http://{upstream}"), "connect_timeout": "2s", "timeout": "10s" },
+            // What is answered is in the queue, also where the disk takes its time.
+            "tee": { "append_timeout": "20s" },
             "queue": { "max_bytes": "1GiB", "sled": { "path": path("queue") } },
             "environments": [{
                 "name": "production",
@@ -219,7 +221,8 @@ impl Relay {
         Scrape::parse(&String::from_utf8(response.body).unwrap())
     }
 
-    /// Waits until nothing waits for a destination and every conservation equation holds; returns those metrics.
+    /// Waits until nothing is on its way to the queue or waits for a destination and every conservation equation holds; returns
+    /// those metrics.
     pub(crate) fn settle(&self) -> Scrape {
         let mut last = String::new();
         let settled = super::eventually::within(super::eventually::patience() * 3, || {
@@ -228,7 +231,8 @@ impl Relay {
             last = scrape
                 .imbalance()
                 .unwrap_or_else(|| format!("{waiting} events still wait"));
-            (waiting == 0.0 && scrape.imbalance().is_none()).then_some(scrape)
+            let on_their_way = scrape.sum("flagtap_in_flight_bytes", &[]);
+            (waiting + on_their_way == 0.0 && scrape.imbalance().is_none()).then_some(scrape)
         });
         settled.unwrap_or_else(|| panic!("the relay does not settle: {last}\n{}", self.log_text()))
     }

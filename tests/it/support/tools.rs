@@ -6,6 +6,7 @@
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 /// Returns a tool's path under `.tools`; `None` after announcing that `test` is skipped.
@@ -30,4 +31,14 @@ pub(crate) fn skip(test: &str, why: &str) {
         // One short write per line: lines of tests in other processes do not mix.
         file.unwrap().write_all(format!("{why}\n").as_bytes()).unwrap();
     }
+}
+
+/// Returns an address for a server that cannot choose one: below the ports that the system gives out, so that nobody gets it in
+/// between.
+pub(crate) fn free_address() -> SocketAddr {
+    let process = std::process::id();
+    let ports = (0..1000).map(|number| 20_000 + (process * 16 + number) % 12_000);
+    let addresses = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port as u16)));
+    let mut free = addresses.filter(|address| TcpListener::bind(address).is_ok());
+    free.next().expect("a free port")
 }
