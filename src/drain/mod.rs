@@ -375,10 +375,12 @@ impl Task {
     fn encode(&mut self, limits: Limits) {
         let (service, now, mut events) = (&self.service, Instant::now(), 0);
         let (waits, clock) = (self.policy.waits(), &self.clock);
+        // At the end everything is tried once more, also what failed in an earlier process and is read only now.
+        let is_ending = self.empty_at.is_some();
         while events < ENCODED_AT_ONCE && self.window.has_unopened() {
             events += self.window.open(|record, event, failed| {
                 let tries = failed.map_or_else(Tries::default, |failed| recalled(failed, waits, clock(), now));
-                let due = tries.planned.unwrap_or(now);
+                let due = tries.planned.filter(|_| !is_ending).unwrap_or(now);
                 service.prepare(record, event, limits, tries, due)
             });
         }

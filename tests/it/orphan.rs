@@ -75,7 +75,7 @@ fn the_job_delivers_what_a_replica_left_behind() {
             let mut telemetry = Connection::open(port(replica, &json!("flagtap-metrics")));
             let text = telemetry.exchange(&request("GET", "/metrics", &[], b"")).unwrap().body;
             let scrape = Scrape::parse(std::str::from_utf8(&text).unwrap());
-            (scrape.sum("flagtap_destination_events_waiting", &[]) == 4.0 && hook.count() > 0).then_some(())
+            (scrape.sum("flagtap_destination_events_waiting", &[]) == 4.0 && hook.count() >= 5).then_some(())
         });
         let told = Instant::now();
         terminate(&gone.0);

@@ -103,6 +103,23 @@ async fn a_restart_neither_resets_nor_skips_tries() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_only_ends_tries_at_once_what_failed_in_another() {
+    let queue = FakeQueue::default();
+    queue.append(&["a", "stuck"]);
+    let running = Running::start(&queue, refusing_one());
+    eventually("the third failure", || tries(&running.destination).len() == 3).await;
+    running.stop.hard.cancel();
+    running.task.await.unwrap();
+    // It would be due in half a minute.
+    let started = Instant::now();
+    let works = FakeDestination::judging(|_| Verdict::Delivered);
+    let destination = Running::start(&queue, works).drained().await;
+    assert_eq!(destination.delivered(), ["stuck"]);
+    assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    assert!(queue.is_settled());
+}
+
+#[tokio::test(start_paused = true)]
 async fn jumps_of_the_clock_over_restarts_lose_no_try_and_stall_nothing() {
     for jump_ms in [-6 * HOUR_MS, 6 * HOUR_MS] {
         let queue = FakeQueue::default();
