@@ -35,6 +35,7 @@ pub mod inflate;
 pub mod injector;
 pub mod kept;
 pub mod listen;
+pub mod log;
 pub mod metrics;
 pub mod notices;
 pub mod overrides;

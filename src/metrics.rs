@@ -48,6 +48,7 @@ macro_rules! inventory {
 inventory! {
     BUILD_INFO: Gauge "flagtap_build_info" ["version"] "Always 1; the label says which version runs.";
     TASK_PANICS: Counter "flagtap_task_panics_total" ["task"] "Panics of a task that was started again.";
+    LOG_LINES_LOST: Counter "flagtap_log_lines_lost_total" [] "Lines of the log that nobody took in time, or that standard error could not be given.";
     CONFIGURATION_RELOADS: Counter "flagtap_configuration_reloads_total" ["outcome"] "Times the configuration file was read again: `applied`, `refused`, or `unchanged` although somebody asked.";
     CONFIGURATION_REFUSED: Gauge "flagtap_configuration_refused" [] "1 while the configuration file cannot be used as it is now and an earlier one is in force, else 0.";
     CONFIGURATION_RESTART: Gauge "flagtap_configuration_waits_for_restart" [] "1 while the configuration file has values that only a restart brings into force, else 0.";

@@ -38,7 +38,7 @@ use crate::admin::settings::Exports;
 use crate::admin::telemetry::{self, Telemetry};
 use crate::config::{self, Config, Engine};
 use crate::listen::{self, Listening};
-use crate::metrics::{BUILD_INFO, Metrics};
+use crate::metrics::{BUILD_INFO, CONFIGURATION_REFUSED, CONFIGURATION_RESTART, LOG_LINES_LOST, Metrics};
 use crate::proxy::tee::Tee;
 use crate::proxy::{self, Relay};
 use crate::queue::memory::MemoryQueue;
@@ -101,6 +101,9 @@ impl App {
     pub async fn start(config: Config, source: Source) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new());
         metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")]).set(1.0);
+        for none_yet in [&CONFIGURATION_REFUSED, &CONFIGURATION_RESTART] {
+            metrics.gauge(none_yet, &[]).set(0.0);
+        }
 
         let seats = files::seats(config.limits.connections);
         // Everything that can fail comes before anything that must be ended again.
@@ -185,8 +188,8 @@ impl App {
             metrics: Arc::clone(&metrics),
             ready: Arc::clone(&ready),
             sample: {
-                let queue = Arc::clone(&queue);
-                Box::new(move || queue.sample())
+                let (queue, metrics) = (Arc::clone(&queue), Arc::clone(&metrics));
+                Box::new(move || measure(&queue, &metrics))
             },
             status: {
                 let (queue, live, catalogue) = (Arc::clone(&queue), Arc::clone(&live), catalogue.clone());
@@ -254,7 +257,7 @@ impl App {
 
     /// Returns the process's metrics, with its gauges up to date.
     pub fn metrics(&self) -> &Metrics {
-        self.queue.sample();
+        measure(&self.queue, &self.metrics);
         &self.metrics
     }
 
@@ -356,6 +359,12 @@ fn attached(stats: &Stats) -> u64 {
         .sum()
 }
 
+/// Brings the metrics up to date that are states.
+fn measure(queue: &Observed, metrics: &Metrics) {
+    queue.sample();
+    metrics.counter(&LOG_LINES_LOST, &[]).absolute(crate::log::lost());
+}
+
 async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut unavailable = false;
     while stop
@@ -363,7 +372,7 @@ async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationT
         .await
         .is_some()
     {
-        queue.sample();
+        measure(&queue, &metrics);
         metrics.upkeep();
         match queue.stats().unavailable {
             Some(why) if !unavailable => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cli::{print, printable};
+use crate::cli::{print, printable, say};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -20,12 +20,14 @@ pub(super) fn run(address: &str, environment: Option<&str>, json: bool) -> ExitC
     let document = match fetch(address, environment) {
         Ok(document) => document,
         Err(error) => {
-            eprintln!("http://{address}/coverage: {error}");
+            say(format_args!("http://{address}/coverage: {error}\n"));
             return ExitCode::FAILURE;
         }
     };
     if let (Some(name), true) = (environment, list(&document, "environments").is_empty()) {
-        eprintln!("http://{address}/coverage: there is no environment {name}");
+        say(format_args!(
+            "http://{address}/coverage: there is no environment {name}\n"
+        ));
         return ExitCode::FAILURE;
     }
     if json {

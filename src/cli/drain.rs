@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use tracing::error;
 
 use crate::app::{App, Source};
-use crate::cli::{UNUSABLE, complete};
+use crate::cli::{UNUSABLE, complete, say};
 use crate::config::{self, Config, Grace, Log};
 use crate::shutdown::Shutdown;
 
@@ -22,7 +22,7 @@ pub(super) fn run(path: &Path, within: Duration, set_up_log: impl FnOnce(Log)) -
     let config = match Config::load(path, &config::process_environment) {
         Ok((config, _)) => idle(config, within),
         Err(problems) => {
-            eprint!("{}", problems.render(&path.display().to_string()));
+            say(problems.render(&path.display().to_string()));
             return ExitCode::from(UNUSABLE);
         }
     };

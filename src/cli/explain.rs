@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 use crate::app::{platform, whose};
 use crate::catalogue::{self, Dates, Place, Shelf};
-use crate::cli::{UNUSABLE, print, printable};
+use crate::cli::{UNUSABLE, print, printable, say};
 use crate::config::{self, Config, Engine, Environment, process_environment};
 use crate::coverage;
 use crate::destination::{Destination, Encoded};
@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Some(path) => match Config::load(path, &process_environment) {
             Ok((config, _)) => config,
             Err(problems) => {
-                eprint!("{}", problems.render(&path.display().to_string()));
+                say(problems.render(&path.display().to_string()));
                 return ExitCode::from(UNUSABLE);
             }
         },
@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     });
     match explained {
         Ok((text, output)) if arguments.output => {
-            eprint!("{text}");
+            say(&text);
             // A closed pipe is nobody's problem.
             let _ = io::stdout().write_all(&output);
             ExitCode::SUCCESS
@@ -88,7 +88,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error:#}");
+            say(format_args!("{error:#}\n"));
             ExitCode::FAILURE
         }
     }

@@ -3,8 +3,9 @@
 //! Exit codes: 0 done, 1 failed at run time (a destination that does not work or take the test event included), 2 wrong
 //! arguments (clap), 64 wrong configuration (`EX_USAGE`).
 
+use std::fmt::Display;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
@@ -15,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::SetLevel;
 use crate::config::{Format, Level, Log};
+use crate::log::Lines;
 
 mod allocator;
 mod check;
@@ -152,9 +154,18 @@ const UNUSABLE: u8 = 64;
 // A sidecar shares its node: more threads than this buy no throughput, only memory.
 const MAX_THREADS: usize = 4;
 
+/// How long the last lines of a log that somebody reads may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let code = run(Arguments::parse().command);
+    crate::log::flush(LAST_LINES);
+    code
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
         Command::Serve { config } => {
             let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
             allocator::settle(threads);
@@ -225,7 +236,13 @@ fn complete<T>(work: impl Future<Output = T>) -> io::Result<T> {
 
 /// Sets the log up, and returns what changes its level.
 fn log_to_stderr(log: Log) -> SetLevel {
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    if let Err(error) = crate::log::start() {
+        say(format_args!("nothing will be logged: {error}\n"));
+    }
+    // A log that cannot be written is no reason to panic.
+    let builder = tracing_subscriber::fmt()
+        .with_writer(|| Lines)
+        .log_internal_errors(false);
     // The level fails to change only once the log is gone.
     match log.format {
         Format::Json => {
@@ -255,9 +272,13 @@ fn filter(level: Level) -> EnvFilter {
 }
 
 /// Writes to standard output; a closed pipe is nobody's problem.
-#[expect(clippy::print_stdout, reason = "this is what a command line is for")]
 fn print(text: &str) {
-    print!("{text}");
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// Writes to standard error, as it is; if that is closed or full there is nobody to tell.
+fn say(text: impl Display) {
+    let _ = write!(io::stderr(), "{text}");
 }
 
 /// Returns a text from elsewhere as it can be shown on a terminal: without what steers one, or makes it show another text.

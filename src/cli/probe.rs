@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::Probe;
+use crate::cli::{Probe, say};
 
 // Kubernetes gives a probe one second by default.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -19,11 +19,11 @@ pub(super) fn run(what: Probe, telemetry: &str) -> ExitCode {
     match ask(telemetry, path) {
         Ok(200) => ExitCode::SUCCESS,
         Ok(status) => {
-            eprintln!("http://{telemetry}{path} answered {status}");
+            say(format_args!("http://{telemetry}{path} answered {status}\n"));
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("http://{telemetry}{path}: {error}");
+            say(format_args!("http://{telemetry}{path}: {error}\n"));
             ExitCode::FAILURE
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use crate::app::{App, SetLevel, Source};
-use crate::cli::{UNUSABLE, log_to_stderr};
+use crate::cli::{UNUSABLE, log_to_stderr, say};
 use crate::config::{self, Config};
 use crate::shutdown::Shutdown;
 
@@ -22,7 +22,7 @@ pub(super) fn run(path: Option<&Path>, threads: usize) -> ExitCode {
             Ok((config, warnings)) => (config, Some(warnings)),
             Err(problems) => {
                 // Before logging is set up: these lines are for the person who wrote the file.
-                eprint!("{}", problems.render(&path.display().to_string()));
+                say(problems.render(&path.display().to_string()));
                 return ExitCode::from(UNUSABLE);
             }
         },

@@ -33,7 +33,7 @@ fn level(module: &[String]) -> Option<u8> {
     let names: Vec<&str> = module.iter().map(String::as_str).collect();
     Some(match names[..] {
         [
-            "backoff" | "kept" | "units" | "secret" | "problems" | "shutdown" | "inflate" | "trust" | "notices",
+            "backoff" | "kept" | "units" | "secret" | "problems" | "shutdown" | "inflate" | "trust" | "notices" | "log",
             ..,
         ] => 0,
         ["section", ..] => 5,

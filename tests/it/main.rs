@@ -27,6 +27,7 @@ mod kinesis;
 mod kinesis_identity;
 mod layering;
 mod limits;
+mod logging;
 mod loss;
 mod mappings;
 mod mparticle;

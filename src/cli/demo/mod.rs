@@ -51,14 +51,14 @@ pub(super) fn run(dir: &Path) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("cannot start the runtime: {error}");
+            super::say(format_args!("cannot start the runtime: {error}\n"));
             return ExitCode::FAILURE;
         }
     };
     match runtime.block_on(demo(dir)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("demo failed: {error:#}");
+            super::say(format_args!("demo failed: {error:#}\n"));
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde_json::{Map, Value};
 
 use crate::catalogue::rest::BASE_URL;
-use crate::cli::print;
+use crate::cli::{print, say};
 
 mod destination;
 mod launchdarkly;
@@ -111,11 +111,11 @@ pub(super) fn run(command: Command) -> ExitCode {
     match account.and_then(|account| written::write(&account)) {
         Ok(written) => {
             print(&written.text);
-            eprint!("{}", written.said);
+            say(&written.said);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error:#}");
+            say(format_args!("{error:#}\n"));
             ExitCode::FAILURE
         }
     }

@@ -15,7 +15,7 @@ use super::show::table;
 use super::{Found, Place, Stop, remote, runtime};
 use crate::admin::letters::{Filter, Shown};
 use crate::admin::settle::{self, Action};
-use crate::cli::printable;
+use crate::cli::{printable, say};
 use crate::queue::sled::inspect::Inspection;
 use crate::queue::sled::repair;
 use crate::queue::{Queue, Settings, now_ms};
@@ -118,7 +118,9 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Stop> {
         } => settle(&selection, &relay, Action::Discard),
         Command::Discard { selection, .. } => {
             let count = count(&selection)?;
-            eprintln!("{count} dead letters would be removed for good; give --yes to do it");
+            say(format_args!(
+                "{count} dead letters would be removed for good; give --yes to do it\n"
+            ));
             Ok(ExitCode::FAILURE)
         }
     }
@@ -164,7 +166,7 @@ fn list(selection: &Selection, whole: bool) -> Result<ExitCode, Stop> {
     }
     out.flush()?;
     if found == 0 {
-        eprintln!("no dead letters");
+        say(format_args!("no dead letters\n"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -208,7 +210,7 @@ fn settle(selection: &Selection, relay: &Relay, action: Action) -> Result<ExitCo
         let mut out = io::stdout().lock();
         writeln!(out, "{}", serde_json::json!({ done: settled }))?;
     } else {
-        eprintln!("{done} {settled} dead letters");
+        say(format_args!("{done} {settled} dead letters\n"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::cli::UNUSABLE;
+use crate::cli::{UNUSABLE, say};
 use crate::config::{self, Admin, Config, Engine};
 use crate::queue::sled::inspect::{InspectError, Inspection};
 use crate::queue::sled::repair::repair;
@@ -107,7 +107,7 @@ pub(super) fn run(command: Command) -> ExitCode {
         Err(Stop::Unusable) => ExitCode::from(UNUSABLE),
         Err(Stop::Failed(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(Stop::Failed(error)) => {
-            eprintln!("{error:#}");
+            say(format_args!("{error:#}\n"));
             ExitCode::FAILURE
         }
     }
@@ -123,7 +123,7 @@ impl Place {
         }
         let path = self.config.clone().unwrap_or_default();
         let (config, _) = Config::load(&path, &config::process_environment).map_err(|problems| {
-            eprint!("{}", problems.render(&path.display().to_string()));
+            say(problems.render(&path.display().to_string()));
             Stop::Unusable
         })?;
         match config.queue.engine {
@@ -209,7 +209,7 @@ fn export(place: &Place, destination: Option<&str>) -> Result<ExitCode, Stop> {
     let unread = export::write(&inspection, destination, &mut out)?;
     out.flush()?;
     for what in &unread {
-        eprintln!("left out: {what}");
+        say(format_args!("left out: {what}\n"));
     }
     Ok(if unread.is_empty() {
         ExitCode::SUCCESS
