@@ -228,6 +228,7 @@ impl App {
         let listening = Listening {
             tls,
             limits,
+            unreadable: Some(proxy::unreadable(Arc::clone(&metrics))),
             open: Arc::clone(&connections),
             stop: stop_listening.clone(),
             grace: connections_part(grace.reserve),

@@ -168,6 +168,7 @@ async fn serve(arguments: Arguments, templates: Arc<Templates>) -> anyhow::Resul
     let listening = Listening {
         tls: Some(tls),
         limits: LIMITS,
+        unreadable: None,
         open: Arc::new(AtomicUsize::new(0)),
         stop: stop.clone(),
         grace: FINISH,

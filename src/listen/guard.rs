@@ -11,8 +11,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Buf as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use super::unreadable::{Instead, Unreadable, own};
 
 /// Requests under way on a connection; shared between its reads and its service.
 pub(super) struct Activity {
@@ -86,6 +89,9 @@ pub(super) struct Guarded<S> {
     waiting: Waiting,
     /// Runs while the client does not take what is written.
     stuck: Option<Pin<Box<Sleep>>>,
+    unreadable: Option<Unreadable>,
+    /// What goes out in place of hyper's own answer.
+    instead: Option<Instead>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,7 +115,21 @@ impl<S> Guarded<S> {
             seen: 0,
             waiting: Waiting::FirstByte,
             stuck: None,
+            unreadable: None,
+            instead: None,
         }
+    }
+
+    /// Has heads that cannot be read answered so.
+    pub(super) fn answering(mut self, unreadable: Option<Unreadable>) -> Self {
+        self.unreadable = unreadable;
+        self
+    }
+
+    /// Whether a head has begun and no request has come of it.
+    fn is_reading_head(&self) -> bool {
+        let finished = self.activity.finished.load(Ordering::Relaxed);
+        matches!(self.waiting, Waiting::Head(_)) && self.activity.idle_since().is_some() && finished == self.seen
     }
 
     /// Bounds how long a client may leave an answer untaken: a stream may be silent for hours, but not full for minutes.
@@ -174,6 +194,33 @@ impl<S> Guarded<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Guarded<S> {
+    /// Whether another answer goes out in place of `buf`.
+    fn replaces(&mut self, buf: &[u8]) -> bool {
+        if self.instead.is_none()
+            && self.is_reading_head()
+            && let Some(unreadable) = &self.unreadable
+            && let Some(own) = own(buf)
+        {
+            self.instead = Some(Instead { rest: unreadable(&own) });
+        }
+        self.instead.is_some()
+    }
+
+    /// Writes that answer; says that the `replaced` bytes are written when all of it is.
+    fn poll_replace(&mut self, cx: &mut Context<'_>, replaced: usize) -> Poll<io::Result<usize>> {
+        while let Some(instead) = self.instead.as_mut().filter(|instead| !instead.rest.is_empty()) {
+            match Pin::new(&mut self.inner).poll_write(cx, &instead.rest) {
+                Poll::Ready(Ok(count)) if count > 0 => instead.rest.advance(count),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                outcome => return self.written(cx, outcome),
+            }
+        }
+        self.stuck = None;
+        Poll::Ready(Ok(replaced))
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -198,6 +245,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.replaces(buf) {
+            return self.poll_replace(cx, buf.len());
+        }
         let outcome = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.written(cx, outcome)
     }
@@ -220,6 +270,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // hyper's own answer is one piece.
+        if let [buf] = bufs
+            && self.replaces(buf)
+        {
+            return self.poll_replace(cx, buf.len());
+        }
         let outcome = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.written(cx, outcome)
     }

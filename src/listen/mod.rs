@@ -30,9 +30,11 @@ use crate::notices::Notices;
 
 mod guard;
 pub mod tls;
+mod unreadable;
 
 use guard::{Activity, Guarded, InRequest, Patience};
 use tls::Tls;
+pub use unreadable::{Own, Unreadable};
 
 /// Bounds on client connections.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +57,8 @@ pub struct Listening {
     pub tls: Option<Arc<Tls>>,
     /// Bounds on each connection.
     pub limits: ConnectionLimits,
+    /// What is answered to a head that cannot be read; without, what hyper answers.
+    pub unreadable: Option<Unreadable>,
     /// Connections open now.
     pub open: Arc<AtomicUsize>,
     /// Ends the accepting.
@@ -76,6 +80,7 @@ where
     let Listening {
         tls,
         limits,
+        unreadable,
         open,
         stop,
         grace,
@@ -96,6 +101,7 @@ where
         // Added to, not set: two that end at once could set their numbers in the wrong order.
         shown.increment(1.0);
         let (service, builder, tls) = (service.clone(), Arc::clone(&builder), tls.clone());
+        let unreadable = unreadable.clone();
         let (watcher, open, shown) = (graceful.watcher(), Arc::clone(&open), shown.clone());
         tasks.spawn(async move {
             let activity = Arc::new(Activity::default());
@@ -105,14 +111,14 @@ where
             };
             match tls {
                 None => {
-                    let guarded = Guarded::new(stream, Arc::clone(&activity), patience);
+                    let guarded = Guarded::new(stream, Arc::clone(&activity), patience).answering(unreadable);
                     connection(guarded, service, activity, &builder, watcher).await;
                 }
                 Some(tls) => {
                     let handshake = tokio::time::timeout(limits.header_timeout, tls.acceptor().accept(stream));
                     match handshake.await {
                         Ok(Ok(stream)) => {
-                            let guarded = Guarded::new(stream, Arc::clone(&activity), patience);
+                            let guarded = Guarded::new(stream, Arc::clone(&activity), patience).answering(unreadable);
                             connection(guarded, service, activity, &builder, watcher).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tower::{BoxError, Layer, Service};
 
+use crate::listen::{Own, Unreadable};
 use crate::metrics::{Metrics, REQUEST_ERRORS};
 use crate::notices::Notices;
 use crate::proxy::{Failure, Fault, Reply};
@@ -81,20 +82,48 @@ where
                     } else {
                         error.downcast_ref::<Failure>().cloned().unwrap_or(Failure::Internal)
                     };
-                    metrics
-                        .counter(&REQUEST_ERRORS, &[failure.fault().as_str(), failure.reason()])
-                        .increment(1);
-                    if failure.fault() != Fault::Client
-                        && let Some(requests) = notices.due(failure.reason())
-                    {
-                        let (fault, reason) = (failure.fault().as_str(), failure.reason());
-                        tracing::warn!(fault, reason, requests, "requests got an answer of flagtap's own");
-                    }
+                    tell(&failure, &metrics, &notices);
                     Ok(own(&failure))
                 }
             }
         })
     }
+}
+
+/// Counts a failure, and logs it where it is not the client's.
+fn tell(failure: &Failure, metrics: &Metrics, notices: &Notices) {
+    let (fault, reason) = (failure.fault().as_str(), failure.reason());
+    metrics.counter(&REQUEST_ERRORS, &[fault, reason]).increment(1);
+    if failure.fault() != Fault::Client
+        && let Some(requests) = notices.due(reason)
+    {
+        tracing::warn!(
+            fault,
+            reason,
+            requests,
+            "requests got an answer of flagtap's own: {failure}"
+        );
+    }
+}
+
+/// Returns what answers a request whose head cannot be read, before there is a request: 503, as [`own`] does.
+pub fn unreadable(metrics: Arc<Metrics>) -> Unreadable {
+    let notices = Notices::default();
+    Arc::new(move |own: &Own<'_>| {
+        let failure = match own.too_large {
+            true => Failure::HeadTooLarge,
+            false => Failure::HeadMalformed,
+        };
+        tell(&failure, &metrics, &notices);
+        let (fault, reason) = (failure.fault().as_str(), failure.reason());
+        let (date, text) = (own.date, format!("flagtap: {failure}\n"));
+        let head = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n\
+             Content-Length: {}\r\nDate: {date}\r\n{ERROR_HEADER}: {fault}; {reason}\r\n\r\n",
+            text.len()
+        );
+        Bytes::from(head + &text)
+    })
 }
 
 /// Returns the relay's own answer to a failure.

@@ -49,6 +49,12 @@ pub enum Failure {
     /// `tee.on_failure: refuse` and the copy could not be kept.
     #[error("the events could not be kept for export; send them again")]
     NotKept,
+    /// The request's head has more headers or bytes than the relay takes.
+    #[error("the request's head is larger than limits.header_bytes or has more than limits.headers headers")]
+    HeadTooLarge,
+    /// The request's head is no HTTP.
+    #[error("the request's head is no HTTP")]
+    HeadMalformed,
     /// A defect of the relay.
     #[error("internal error")]
     Internal,
@@ -56,7 +62,7 @@ pub enum Failure {
 
 impl Failure {
     /// Every failure.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::BodyStalled,
         Self::BodyAborted,
         Self::UpstreamUnreachable,
@@ -65,15 +71,17 @@ impl Failure {
         Self::Overloaded,
         Self::NotForwardable,
         Self::NotKept,
+        Self::HeadTooLarge,
+        Self::HeadMalformed,
         Self::Internal,
     ];
 
     /// Returns whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::BodyStalled | Self::BodyAborted | Self::NotForwardable => Fault::Client,
+            Self::BodyStalled | Self::BodyAborted | Self::NotForwardable | Self::HeadMalformed => Fault::Client,
             Self::UpstreamUnreachable | Self::UpstreamTimeout | Self::UpstreamBroke => Fault::Upstream,
-            Self::Overloaded | Self::NotKept | Self::Internal => Fault::Relay,
+            Self::Overloaded | Self::NotKept | Self::HeadTooLarge | Self::Internal => Fault::Relay,
         }
     }
 
@@ -88,6 +96,8 @@ impl Failure {
             Self::Overloaded => "overloaded",
             Self::NotForwardable => "not_forwardable",
             Self::NotKept => "not_kept",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadMalformed => "head_malformed",
             Self::Internal => "internal",
         }
     }

@@ -34,6 +34,7 @@ mod failure;
 pub mod forward;
 pub mod tee;
 
+pub use answer::unreadable;
 pub use body::{Outbound, Pause, Reply};
 pub use failure::{Failure, Fault};
 

@@ -38,6 +38,7 @@ fn level(module: &[String]) -> Option<u8> {
         ] => 0,
         ["section", ..] => 5,
         ["event" | "metrics" | "overrides", ..] => 10,
+        ["listen", "unreadable"] => 11,
         ["listen", ..] => 12,
         ["record", ..] => 15,
         ["attempts" | "glob" | "web"] => 7,

@@ -281,6 +281,62 @@ fn assert_not_accepted(relay: &Relay, batches: f64) {
     assert_eq!(relay.settle().sum("flagtap_batches_not_teed_total", &reason), batches);
 }
 
+/// Scenario: a head of several times `limits.header_bytes` (up to twice that may pass), one with more than `limits.headers`, a target without an end, and heads that are no
+/// HTTP; each on a connection of its own, and after a request that was answered 401 by the upstream.
+/// Guarantees: each is answered 503 and says why, never a 4xx, after which SDKs stop; it is counted; the upstream gets none of
+/// it, and its own 401 passes as it is.
+#[test]
+fn a_head_that_cannot_be_read_is_no_reason_for_an_sdk_to_stop() {
+    let upstream = Upstream::accepting();
+    let setup = Setup::new(upstream.address());
+    let relay = Relay::start(&setup);
+    let large = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Large: {}\r\n\r\n", "x".repeat(300_000));
+    let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "X-Many: 1\r\n".repeat(300));
+    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(300_000));
+    let heads = [
+        (large.as_str(), "relay; head_too_large"),
+        (&many, "relay; head_too_large"),
+        (&long, "relay; head_too_large"),
+        ("GET / HTTP/1.1\r\nHost: x\r\nX Y: z\r\n\r\n", "client; head_malformed"),
+        ("nonsense\r\n\r\n", "client; head_malformed"),
+    ];
+    let mut sent = 0.0;
+    for (head, error) in heads {
+        for is_first in [true, false] {
+            let mut connection = relay.connect();
+            if !is_first {
+                upstream.once("POST", "/bulk", Answer::full(401, &[], b""));
+                let refused = connection
+                    .exchange(&bulk("refused", &json!([marked("refused")])))
+                    .unwrap();
+                assert_eq!((refused.status, refused.headers.get("x-flagtap-error")), (401, None));
+            }
+            // It may be answered before all of it is sent.
+            let _ = connection.send(head.as_bytes());
+            let response = connection.response(false).unwrap();
+            assert_eq!(
+                response.status,
+                503,
+                "{}, {is_first}: {response:?}",
+                &head[..20.min(head.len())]
+            );
+            assert_eq!(response.headers.get("x-flagtap-error"), Some(error));
+            assert!(response.headers.get("date").is_some(), "{response:?}");
+            assert!(connection.closes_silently());
+            sent += 1.0;
+            let counted = |reason| {
+                relay
+                    .metrics()
+                    .sum("flagtap_request_errors_total", &[("reason", reason)])
+            };
+            assert_eq!(counted("head_too_large") + counted("head_malformed"), sent);
+        }
+    }
+    assert_eq!(upstream.take().len(), heads.len());
+    relay.settle();
+    relay.stop();
+}
+
 /// Scenario: an HTTP/2 client sends nothing but pings after its request, and takes the answers to them.
 /// Guarantees: its connection is closed `limits.idle_timeout` after the request, not before.
 #[test]
