@@ -145,6 +145,7 @@ impl App {
         let census = tee.census();
         let batches = TaskTracker::new();
         let settings = relay_settings(&config);
+        let health = upstream.health();
         let handler = Relay::new(
             upstream,
             Arc::clone(&tee),
@@ -193,7 +194,8 @@ impl App {
             },
             status: {
                 let (queue, live, catalogue) = (Arc::clone(&queue), Arc::clone(&live), catalogue.clone());
-                Box::new(move || status::document(&queue.stats(), &live.shown(), catalogue.status()))
+                let health = Arc::clone(&health);
+                Box::new(move || status::document(&queue.stats(), &live.shown(), &health.known(), catalogue.status()))
             },
             coverage: {
                 let live = Arc::clone(&live);
@@ -217,7 +219,7 @@ impl App {
                 queue: Arc::clone(&queue) as Arc<dyn Queue>,
                 status: Box::new(move || {
                     let (stats, shown) = (of_status.stats(), shown.shown());
-                    status::whole(&stats, &shown, &census.counted(), catalogue.status())
+                    status::whole(&stats, &shown, &health.known(), &census.counted(), catalogue.status())
                 }),
                 changing: Semaphore::new(1),
                 exports: Arc::clone(&live) as Arc<dyn Exports>,

@@ -9,6 +9,7 @@ use crate::config::{Config, Environment};
 use crate::drain::{self, Breaker, DrainStatus, State};
 use crate::platform::Support;
 use crate::platform::census::Counted;
+use crate::proxy::forward::{Known, Trouble};
 use crate::queue::{ConsumerStats, PartStats, SetAside, Stats};
 use crate::secret::Secret;
 
@@ -16,7 +17,7 @@ use crate::secret::Secret;
 const LISTED: usize = 100;
 
 /// Returns the status as JSON: names and numbers, never event data.
-pub(super) fn document(stats: &Stats, shown: &Shown, catalogue: Option<Value>) -> Value {
+pub(super) fn document(stats: &Stats, shown: &Shown, upstream: &Known, catalogue: Option<Value>) -> Value {
     let deliveries = &shown.deliveries;
     let destinations: Map<String, Value> = deliveries
         .iter()
@@ -37,6 +38,10 @@ pub(super) fn document(stats: &Stats, shown: &Shown, catalogue: Option<Value>) -
             "waits_for_restart": shown.restart,
             "overridden": shown.kept.holding(&shown.config),
         },
+        "upstream": {
+            "last_answer": upstream.answered.map(time),
+            "last_failure": upstream.failed.as_ref().map(failure),
+        },
         "queue": {
             "bytes": stats.bytes,
             "corrupt_records": stats.corrupt_records,
@@ -53,8 +58,14 @@ pub(super) fn document(stats: &Stats, shown: &Shown, catalogue: Option<Value>) -
 
 /// Returns everything that is known, as JSON: what [`document`] says, where everything is, who sends events, and what is
 /// configured; credentials masked.
-pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted], catalogue: Option<Value>) -> Value {
-    let mut document = document(stats, shown, catalogue);
+pub(super) fn whole(
+    stats: &Stats,
+    shown: &Shown,
+    upstream: &Known,
+    sdks: &[Counted],
+    catalogue: Option<Value>,
+) -> Value {
+    let mut document = document(stats, shown, upstream, catalogue);
     document["environments"] = environments(&shown.config);
     document["queue"]["quarantine_bytes"] = json!(stats.quarantine_bytes());
     let set_aside =
@@ -83,6 +94,10 @@ pub(super) fn whole(stats: &Stats, shown: &Shown, sdks: &[Counted], catalogue: O
         .map(|line| json!(format!("{} {}", line.sdk, line.version)))
         .collect();
     document
+}
+
+fn failure(trouble: &Trouble) -> Value {
+    json!({ "at": time(trouble.at), "reason": trouble.reason, "why": trouble.why })
 }
 
 /// Returns what is configured of the environments: credentials by their last four characters.

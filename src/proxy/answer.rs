@@ -90,11 +90,11 @@ where
     }
 }
 
-/// Counts a failure, and logs it where it is not the client's.
+/// Counts a failure, and logs it where it is the relay's. The upstream's are logged with their causes where they arise.
 fn tell(failure: &Failure, metrics: &Metrics, notices: &Notices) {
     let (fault, reason) = (failure.fault().as_str(), failure.reason());
     metrics.counter(&REQUEST_ERRORS, &[fault, reason]).increment(1);
-    if failure.fault() != Fault::Client
+    if failure.fault() == Fault::Relay
         && let Some(requests) = notices.due(reason)
     {
         tracing::warn!(

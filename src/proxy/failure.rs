@@ -34,6 +34,9 @@ pub enum Failure {
     /// No connection: name, TCP, egress proxy or TLS.
     #[error("the upstream cannot be reached")]
     UpstreamUnreachable,
+    /// The egress proxy wants other credentials.
+    #[error("the egress proxy demands other credentials")]
+    ProxyRefused,
     /// No answer in time.
     #[error("the upstream did not answer in time")]
     UpstreamTimeout,
@@ -62,10 +65,11 @@ pub enum Failure {
 
 impl Failure {
     /// Every failure.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::BodyStalled,
         Self::BodyAborted,
         Self::UpstreamUnreachable,
+        Self::ProxyRefused,
         Self::UpstreamTimeout,
         Self::UpstreamBroke,
         Self::Overloaded,
@@ -80,7 +84,9 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Self::BodyStalled | Self::BodyAborted | Self::NotForwardable | Self::HeadMalformed => Fault::Client,
-            Self::UpstreamUnreachable | Self::UpstreamTimeout | Self::UpstreamBroke => Fault::Upstream,
+            Self::UpstreamUnreachable | Self::ProxyRefused | Self::UpstreamTimeout | Self::UpstreamBroke => {
+                Fault::Upstream
+            }
             Self::Overloaded | Self::NotKept | Self::HeadTooLarge | Self::Internal => Fault::Relay,
         }
     }
@@ -90,7 +96,7 @@ impl Failure {
         match self {
             Self::BodyStalled => "body_stalled",
             Self::BodyAborted => "body_aborted",
-            Self::UpstreamUnreachable => "unreachable",
+            Self::UpstreamUnreachable | Self::ProxyRefused => "unreachable",
             Self::UpstreamTimeout => "timeout",
             Self::UpstreamBroke => "connection_broken",
             Self::Overloaded => "overloaded",

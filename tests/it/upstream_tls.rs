@@ -24,12 +24,11 @@ fn setup(upstream: SocketAddr, trusted: Option<&Authority>) -> (Setup, PathBuf) 
 }
 
 /// Posts through a relay whose upstream shows `identity`: the SDK gets 502, nothing is sent, the batch is exported, and
-/// the debug log says `why`.
+/// the log and the status say `why`.
 fn is_refused(identity: &Identity, trusted: Option<&Authority>, why: &str) {
     let upstream = Upstream::start();
     let front = TlsFront::start(identity, upstream.address());
-    let (mut setup, _) = setup(front.address(), trusted);
-    setup.config["log"]["level"] = json!("debug");
+    let (setup, _) = setup(front.address(), trusted);
     let relay = Relay::start(&setup);
     let answer = relay.post("kept", &json!([marked("kept")]));
     assert_eq!(answer.status, 502);
@@ -38,8 +37,18 @@ fn is_refused(identity: &Identity, trusted: Option<&Authority>, why: &str) {
         (front.refusals() > 0).then_some(())
     });
     assert_eq!(upstream.count(), 0);
-    let failure = eventually("the failure in the log", || relay.find_log("upstream request failed"));
-    assert!(failure["error"].as_str().unwrap().contains(why), "{failure}");
+    let failure = eventually("the failure in the log", || {
+        relay.find_log("the upstream cannot be reached")
+    });
+    assert!(failure["why"].as_str().unwrap().contains(why), "{failure}");
+    let status = relay.telemetry("/status").unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+    let shown = &status["upstream"]["last_failure"];
+    assert!(shown["why"].as_str().unwrap().contains(why), "{status}");
+    assert_eq!(
+        (&shown["reason"], &status["upstream"]["last_answer"]),
+        (&json!("unreachable"), &json!(null))
+    );
     relay.settle();
     relay.stop();
     // No judgement came, and the credential is configured: the default exports it.

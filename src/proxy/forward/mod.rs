@@ -20,17 +20,22 @@ use tower::timeout::{Timeout, TimeoutLayer};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use crate::proxy::{Failure, Outbound, UpstreamSettings};
+use crate::units::format_duration;
 
 pub mod connect;
+mod health;
 mod hop_by_hop;
 
 use connect::{Answers, Connector};
+pub use health::{Health, Known, Trouble};
 
 /// The upstream, as the relay uses it.
 #[derive(Clone)]
 pub struct Upstream {
     way: Arc<Way>,
     whole: Timeout<Tries>,
+    timeout: Duration,
+    health: Arc<Health>,
 }
 
 /// A captured request.
@@ -94,7 +99,17 @@ impl Upstream {
         let whole = ServiceBuilder::new()
             .layer(TimeoutLayer::new(settings.timeout))
             .service(Tries(Arc::clone(&way)));
-        Ok(Self { way, whole })
+        Ok(Self {
+            way,
+            whole,
+            timeout: settings.timeout,
+            health: Arc::default(),
+        })
+    }
+
+    /// Returns what is known of it, for all that use this client.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
     }
 
     /// Sends a request whose body was captured; returns the answer with its body unread.
@@ -111,13 +126,26 @@ impl Upstream {
             body: body.clone(),
             repeatable,
         };
-        let answer = self.whole.clone().oneshot(whole).await;
-        answer.map_err(|error| failure(&error))
+        self.judge(self.whole.clone().oneshot(whole).await)
     }
 
     /// Sends a request whose body goes on as it comes. No timeout but that of connecting: a stream lives for hours.
     pub async fn stream(&self, parts: &Parts, body: Outbound) -> Result<Response<Incoming>, Failure> {
-        self.way.once(parts, body).await.map_err(|error| failure(&error))
+        self.judge(self.way.once(parts, body).await)
+    }
+
+    fn judge(&self, outcome: Result<Response<Incoming>, BoxError>) -> Result<Response<Incoming>, Failure> {
+        match outcome {
+            Ok(answer) => {
+                self.health.answered();
+                Ok(answer)
+            }
+            Err(error) => {
+                let (failure, why) = failure(&error, self.timeout);
+                self.health.failed(&failure, why);
+                Err(failure)
+            }
+        }
     }
 }
 
@@ -162,8 +190,7 @@ impl Way {
         }
         // The proxy's word, not the upstream's: as an answer it would make SDKs give up for good.
         if self.through_proxy && answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            tracing::debug!("the egress proxy demands other credentials");
-            return Err(Failure::UpstreamUnreachable);
+            return Err(Failure::ProxyRefused);
         }
         // Nothing here asked for a switch of protocols, and a transfer coding that nobody undid would garble the body.
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS || hop_by_hop::is_coded(answer.headers()) {
@@ -231,24 +258,25 @@ fn broke_after_use(error: &BoxError) -> bool {
     !error.is_connect() && extras.get::<Answers>().is_some_and(Answers::any)
 }
 
-fn failure(error: &BoxError) -> Failure {
+/// Returns what an error means, and its causes. They are written out, because the innermost one says what to mend.
+fn failure(error: &BoxError, timeout: Duration) -> (Failure, String) {
     if error.is::<tower::timeout::error::Elapsed>() {
-        return Failure::UpstreamTimeout;
+        let why = format!("no answer within upstream.timeout ({})", format_duration(timeout));
+        return (Failure::UpstreamTimeout, why);
     }
-    // Written out, because the JSON log prints an error without its sources, and the innermost one says what to mend.
     let mut causes = Vec::new();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
     while let Some(current) = cause {
         // The client's own body broke while it was streamed through: the upstream is not at fault.
         if let Some(failure) = current.downcast_ref::<Failure>() {
-            return failure.clone();
+            return (failure.clone(), failure.to_string());
         }
         causes.push(current.to_string());
         cause = current.source();
     }
-    tracing::debug!(error = causes.join(": "), "upstream request failed");
-    match error.downcast_ref::<ClientError>() {
+    let failure = match error.downcast_ref::<ClientError>() {
         Some(error) if error.is_connect() => Failure::UpstreamUnreachable,
         _ => Failure::UpstreamBroke,
-    }
+    };
+    (failure, causes.join(": "))
 }

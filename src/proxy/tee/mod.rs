@@ -29,13 +29,16 @@ pub use policy::{Policy, PolicySettings};
 use select::{Selected, select};
 
 /// The reasons not to tee a batch that are holes in the export, and no client's business.
-pub const HOLES: [&str; 6] = [
+pub const HOLES: [&str; 9] = [
+    "inflates_too_far",
     "memory_budget",
     "no_space",
     "queue_full",
     "queue_unavailable",
     "record_too_large",
     "too_large",
+    "too_many_events",
+    "unknown_encoding",
 ];
 
 /// One environment's share of the tee.

@@ -322,6 +322,11 @@ async fn a_body_that_is_no_batch_is_counted_by_its_reason() {
         let outcome = bench.post("/bulk", &headers, body, Judgement::Accepted).await;
         assert_eq!(outcome, Outcome::NotTeed(reason));
         assert_eq!(bench.count("batches_not_teed", &["production", reason]), 1);
+        // Only what may hold events that LaunchDarkly takes is a hole.
+        assert_eq!(HOLES.contains(&reason), reason == "unknown_encoding", "{reason}");
+    }
+    for error in [DecodeError::InflatesTooFar, DecodeError::TooManyEvents] {
+        assert!(HOLES.contains(&error.metric_label()), "{error}");
     }
     bench.assert_balance("production", 4, 0);
 }
