@@ -37,6 +37,7 @@ use crate::admin::api::{self, Api};
 use crate::admin::settings::Exports;
 use crate::admin::telemetry::{self, Telemetry};
 use crate::config::{self, Config, Engine};
+use crate::drain;
 use crate::listen::{self, Listening};
 use crate::metrics::{BUILD_INFO, CONFIGURATION_REFUSED, CONFIGURATION_RESTART, LOG_LINES_LOST, Metrics};
 use crate::proxy::tee::Tee;
@@ -44,7 +45,7 @@ use crate::proxy::{self, Relay};
 use crate::queue::memory::MemoryQueue;
 use crate::queue::observed::Observed;
 use crate::queue::sled::SledQueue;
-use crate::queue::{self, Queue, Stats, system_clock};
+use crate::queue::{self, ConsumerStats, Queue, Stats, system_clock};
 use crate::shutdown::Shutdown;
 
 use catalogue::Reader;
@@ -289,16 +290,23 @@ impl App {
         self.stop_by(end).await;
     }
 
-    /// Stops like [`App::stop`] and returns how many events still wait; the error says why the queue could not be opened.
-    pub async fn deliver(self) -> Result<u64, String> {
+    /// Stops like [`App::stop`], but has the dead letters go out again that do so by themselves. Returns what is left then; the
+    /// error says why the queue could not be opened.
+    pub async fn deliver(self) -> Result<Left, String> {
+        let end = Instant::now() + self.grace.grace;
         let stats = self.queue.stats();
         let unopened = stats.unavailable.filter(|_| stats.consumers.is_empty());
-        let end = Instant::now() + self.grace.grace;
-        let waiting = self.stop_by(end).await;
-        unopened.map_or(Ok(waiting), Err)
+        for (name, _) in stats.transient_letters {
+            if let Err(error) = drain::requeue_transient(&name, &*self.queue).await {
+                warn!(destination = name, %error, "dead letters stay where they are");
+            }
+        }
+        let stats = self.stop_by(end).await;
+        unopened.map_or(Ok(Left::of(&stats)), Err)
     }
 
-    async fn stop_by(self, end: Instant) -> u64 {
+    /// Returns what the queue held when nothing was delivered any more.
+    async fn stop_by(self, end: Instant) -> Stats {
         let reserve = self.grace.reserve;
         self.ready.store(false, Ordering::Release);
         self.stop_changing.cancel();
@@ -320,15 +328,15 @@ impl App {
         }
         self.stop_keeping.cancel();
         let _ = timeout_at(end, self.keeping).await;
-        let waiting = attached(&self.queue.stats());
+        let stats = self.queue.stats();
         if timeout_at(end, self.queue.close()).await.is_err() {
             warn!("the queue did not close in time; what was acknowledged is on disk all the same");
         }
         self.stop_helpers.cancel();
         self.helpers.close();
         let _ = timeout_at(end, self.helpers.wait()).await;
-        info!(events_waiting = waiting, "ended");
-        waiting
+        info!(events_waiting = Left::of(&stats).waiting, "ended");
+        stats
     }
 
     /// Returns when nobody is connected and nothing is under way, and this has lasted for [`QUIET`].
@@ -354,12 +362,36 @@ fn connections_part(reserve: Duration) -> Duration {
 }
 
 /// Returns how many events wait for destinations that are configured.
-fn attached(stats: &Stats) -> u64 {
-    let consumers = stats.consumers.iter().filter(|consumer| consumer.attached);
-    consumers
-        .flat_map(|consumer| &consumer.waiting)
-        .map(|(_, events)| events)
-        .sum()
+/// What a queue holds when nothing is delivered any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Events that wait for configured destinations.
+    pub waiting: u64,
+    /// Events that wait for others, by name.
+    pub for_others: Vec<(String, u64)>,
+    /// Dead letters by destination.
+    pub dead_letters: Vec<(String, u64)>,
+}
+
+impl Left {
+    fn of(stats: &Stats) -> Self {
+        let waiting = |consumer: &ConsumerStats| consumer.waiting.iter().map(|(_, events)| events).sum::<u64>();
+        let others = stats.consumers.iter().filter(|consumer| !consumer.attached);
+        let others = others.map(|consumer| (consumer.name.clone(), waiting(consumer)));
+        Self {
+            waiting: (stats.consumers.iter())
+                .filter(|consumer| consumer.attached)
+                .map(waiting)
+                .sum(),
+            for_others: others.filter(|(_, events)| *events > 0).collect(),
+            dead_letters: stats.dead_letters.clone(),
+        }
+    }
+
+    /// Returns whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Brings the metrics up to date that are states.

@@ -87,7 +87,7 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:8031", value_name = "ADDRESS")]
         telemetry: String,
     },
-    /// Deliver what waits in a queue that no relay has open, then end (exit code 1 if something still waits).
+    /// Deliver what waits in a queue that no relay has open, then end (exit code 1 if anything is left in it).
     Drain {
         /// Configuration file.
         #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]

@@ -38,7 +38,7 @@ mod window;
 
 pub use breaker::Breaker;
 pub use note::{Noted, noted};
-pub use redelivery::redeliver;
+pub use redelivery::{redeliver, requeue_transient};
 pub use settings::Settings;
 pub use status::{DrainStatus, Snapshot, State};
 

@@ -68,6 +68,19 @@ pub async fn redeliver(name: &str, queue: &dyn Queue, status: &DrainStatus) {
     }
 }
 
+/// Requeues every letter of the destination `name` that goes out again by itself. Returns how many.
+///
+/// Fails if the queue does, or has no room; those that were requeued before are.
+pub async fn requeue_transient(name: &str, queue: &dyn Queue) -> Result<u64, ConsumeError> {
+    let mut letters = 0;
+    loop {
+        match round(name, queue, MOST).await? {
+            0 => return Ok(letters),
+            more => letters += more,
+        }
+    }
+}
+
 fn nothing_waits(name: &str, queue: &dyn Queue) -> bool {
     let stats = queue.stats();
     let of_name = stats.consumers.iter().find(|consumer| consumer.name == name);

@@ -6,8 +6,9 @@ use std::process::{Command, Output};
 use serde_json::json;
 
 use crate::support::export::read_lines;
+use crate::support::letters::large;
 use crate::support::relay::marked;
-use crate::support::{NOBODY, Relay, Setup, Upstream, eventually};
+use crate::support::{Answer, NOBODY, Relay, Setup, Upstream, eventually};
 
 fn flagtap(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flagtap"))
@@ -160,11 +161,87 @@ fn drain_delivers_what_a_relay_left_behind() {
     let output = drain("1s");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     assert!(
-        text(&output.stderr).contains("the queue cannot be opened"),
+        text(&output.stderr).contains("is open in another process"),
         "{}",
         text(&output.stderr)
     );
     relay.stop();
+}
+
+/// Scenario: an event that is out of tries, one that was refused for itself, and one that waits for a destination which left the
+/// configuration; `flagtap drain`, and again when the configuration has it back and the dead letter is discarded.
+/// Guarantees: what goes out again by itself is delivered; 1 while anything is left, and it is named; then 0.
+#[test]
+fn drain_says_what_is_left_besides_what_waits() {
+    let upstream = Upstream::accepting();
+    let hook = Upstream::start();
+    hook.plan(|request| {
+        let large = request.body.len() > 2000;
+        Some(Answer::status(if large { 413 } else { 503 }))
+    });
+    let mut setup = Setup::new(upstream.address());
+    let url = format!("http://{}/", hook.address());
+    let blocked = setup.queue().with_file_name("export");
+    fs::write(&blocked, "").unwrap();
+    let other = json!({ "name": "other", "file": { "path": blocked } });
+    let destinations =
+        json!([{ "name": "hook", "webhook": { "url": url }, "retry": { "attempts": 1, "over": "1s" } }, other]);
+    setup.config["destinations"] = destinations.clone();
+    setup.config["environments"][0]["destinations"] = json!(["hook", "other"]);
+    let mut relay = Relay::start(&setup);
+    relay.tolerate("other");
+    assert_eq!(relay.post("a", &json!([marked("tried")])).status, 202);
+    assert_eq!(relay.post("b", &json!([large("b")])).status, 202);
+    eventually("both to be given up", || {
+        (relay.metrics().sum("flagtap_queue_dead_letters", &[]) == 2.0).then_some(())
+    });
+    relay.kill();
+    hook.forget_plans();
+    hook.take();
+    hook.plan(|_| Some(Answer::status(204)));
+    setup.config["destinations"].as_array_mut().unwrap().pop();
+    setup.config["environments"][0]["destinations"] = json!(["hook"]);
+    let path = setup.write();
+    let drain = || {
+        let output = flagtap(&["drain", "--config", path.to_str().unwrap(), "--within", "20s"]);
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = drain();
+    assert_eq!(code, Some(1), "{said}");
+    for part in [
+        "2 events wait for other, which is not in this configuration",
+        "1 dead letters of hook",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(hook.take().len(), 1, "what was out of tries");
+    let discard = [
+        "queue",
+        "dead-letters",
+        "discard",
+        "--yes",
+        "--config",
+        path.to_str().unwrap(),
+    ];
+    assert!(flagtap(&discard).status.success());
+    fs::remove_file(&blocked).unwrap();
+    setup.config["destinations"] = destinations;
+    setup.config["environments"][0]["destinations"] = json!(["hook", "other"]);
+    setup.write();
+    let (code, said) = drain();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(setup.exported().len(), 2);
+
+    fs::write(setup.queue().join("FORMAT"), "flagtap-queue 1\n").unwrap();
+    let (code, said) = drain();
+    assert!(
+        code == Some(1) && said.contains("Use the version that wrote it"),
+        "{said}"
+    );
+    setup.config["queue"] = json!("memory");
+    setup.write();
+    let (code, said) = drain();
+    assert!(code == Some(1) && said.contains("is in memory"), "{said}");
 }
 
 /// Scenario: a relay started without settings for the allocator, and one whose user chose some.

@@ -28,7 +28,9 @@ mod verify;
 mod writer;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -198,6 +200,22 @@ impl SledQueue {
         Self {
             link: Link { shared, writer },
             appends: Arc::new(Semaphore::new(PENDING_APPENDS)),
+        }
+    }
+
+    /// Returns whether another process has the queue at `path` open; the error says why no process of this version can. Touches
+    /// nothing; a queue that is not there is neither.
+    pub fn is_open_elsewhere(path: &Path) -> Result<bool, String> {
+        let failed = |error: io::Error| format!("cannot look at the queue at {}: {error}", path.display());
+        match fs::read(path.join("FORMAT")) {
+            Ok(format) if directory::is_of_another_version(&format) => Err(format!(
+                "the queue at {} has the format {:?}, which this version does not read. Use the version that wrote it",
+                path.display(),
+                String::from_utf8_lossy(&format).trim_end()
+            )),
+            Ok(_) => directory::is_in_use(path).map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed(error)),
         }
     }
 
