@@ -63,6 +63,8 @@ pub(crate) struct Progress {
 pub(crate) struct Boundary {
     pub(crate) position: u64,
     pub(crate) counts: Counts,
+    /// Receipt of the newest record before it: what lies behind it is younger.
+    pub(crate) before_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -301,6 +303,7 @@ impl Ledger {
         }
         account.next = boundary.position;
         account.read.clone_from(&boundary.counts);
+        account.unread_ms = account.unread_ms.map(|ms| ms.max(boundary.before_ms));
         account.drop_settled_losses();
         // A loss behind what is held is noted with the cursor.
         account.dirty = true;

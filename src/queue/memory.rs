@@ -391,6 +391,7 @@ impl State {
         let boundary = Boundary {
             position,
             counts: self.before.of(name),
+            before_ms: self.log.front().map_or(0, |next| next.header.received_ms),
         };
         self.ledger.reach(name, &boundary, Loss::Evicted(limit));
     }

@@ -61,6 +61,7 @@ macro_rules! volatile {
             a_repetition_within_the_window_is_a_duplicate
             a_repetition_at_the_same_moment_is_a_duplicate
             a_full_queue_drops_the_oldest_and_counts_them
+            what_waits_since_when_is_right_after_an_eviction
             who_keeps_up_loses_nothing_to_who_lags
             what_was_returned_is_not_counted_as_evicted
             a_full_queue_refuses_the_newest_if_told_so

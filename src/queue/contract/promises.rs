@@ -231,6 +231,24 @@ pub(crate) async fn a_full_queue_drops_the_oldest_and_counts_them(mut rig: Rig) 
     assert_eq!(of(&queue.stats(), LAKE).waiting, []);
 }
 
+pub(crate) async fn what_waits_since_when_is_right_after_an_eviction(mut rig: Rig) {
+    small(&mut rig);
+    let queue = rig.open().await;
+    let started = rig.now_ms();
+    for _ in 0..300 {
+        store(&queue, rig.sized("a", &[LAKE], 2, 10_000)).await;
+        rig.pass(Duration::from_secs(1));
+    }
+    eventually(|| queue.stats().bytes <= 2 << 20).await;
+    // Nobody reads it, as of a destination that is paused.
+    let lake = of(&queue.stats(), LAKE);
+    let first = 300 - sum(&lake.waiting) / 2;
+    assert!(first > 0);
+    let received = started + first * 1000;
+    let shown = lake.oldest_waiting_ms.unwrap();
+    assert!((received - 1000..=received).contains(&shown), "{shown}, not {received}");
+}
+
 pub(crate) async fn who_keeps_up_loses_nothing_to_who_lags(mut rig: Rig) {
     rig.settings.max_bytes = 12 << 20;
     let queue = rig.open().await;

@@ -146,6 +146,7 @@ impl State {
                 let boundary = Boundary {
                     position: first,
                     counts: part.start.totals.of(name),
+                    before_ms: part.start.newest_ms,
                 };
                 self.ledger.reach(name, &boundary, Loss::Evicted(UNKNOWN_LIMIT));
                 continue;
@@ -154,6 +155,7 @@ impl State {
                 let boundary = Boundary {
                     position: first,
                     counts: part.start.totals.of(name),
+                    before_ms: part.start.newest_ms,
                 };
                 self.ledger.reach(name, &boundary, Loss::Corrupt);
             }
@@ -163,6 +165,7 @@ impl State {
                     let boundary = Boundary {
                         position: next,
                         counts: following.start.totals.of(name),
+                        before_ms: following.start.newest_ms,
                     };
                     let end = End {
                         position: part.end.unwrap_or(next),
@@ -174,6 +177,7 @@ impl State {
                     let boundary = Boundary {
                         position: self.ledger.tail,
                         counts: self.ledger.totals().of(name),
+                        before_ms: self.ledger.newest_ms,
                     };
                     let end = End {
                         position: self.ledger.tail,

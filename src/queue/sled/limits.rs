@@ -301,14 +301,19 @@ impl Store {
         let Some((&position, following)) = state.generations.range(first + 1..).next() else {
             return Vec::new();
         };
-        let totals = following.start.totals.clone();
+        let (totals, before_ms) = (following.start.totals.clone(), following.start.newest_ms);
         let mut lost = Vec::new();
         for name in state.ledger.names() {
             // A reader that is further back meets the gap, and counts it, when it gets there.
             let lags = loss == Loss::Corrupt && state.ledger.next(&name).is_some_and(|next| next < first);
             if !lags {
                 let counts = totals.of(&name);
-                let events = state.ledger.reach(&name, &Boundary { position, counts }, loss);
+                let boundary = Boundary {
+                    position,
+                    counts,
+                    before_ms,
+                };
+                let events = state.ledger.reach(&name, &boundary, loss);
                 lost.push((name, events));
             }
         }

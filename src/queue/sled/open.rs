@@ -275,9 +275,9 @@ pub(super) fn ledger(
         ledger.register(name, true);
     }
     // What lies before the oldest that is left went with a limit, or was set aside just now.
-    let (position, totals) = match starts.first_key_value() {
-        Some((first, start)) => (*first, &start.totals),
-        None => (tail, &state.totals),
+    let (position, totals, before_ms) = match starts.first_key_value() {
+        Some((first, start)) => (*first, &start.totals, start.newest_ms),
+        None => (tail, &state.totals, state.newest_ms),
     };
     let loss = match oldest.is_some_and(|start| start.first < position) {
         true => Loss::Corrupt,
@@ -286,7 +286,12 @@ pub(super) fn ledger(
     for name in ledger.names() {
         if ledger.next(&name).is_some_and(|next| next <= position) {
             let counts = totals.of(&name);
-            let events = ledger.reach(&name, &Boundary { position, counts }, loss);
+            let boundary = Boundary {
+                position,
+                counts,
+                before_ms,
+            };
+            let events = ledger.reach(&name, &boundary, loss);
             if events > 0 {
                 warn!(
                     destination = name,
