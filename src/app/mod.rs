@@ -11,10 +11,12 @@ mod drains;
 mod exports;
 mod files;
 mod flags;
+mod left;
 mod live;
 mod plan;
 mod relay;
 mod reload;
+mod sampling;
 mod status;
 
 use std::net::SocketAddr;
@@ -39,27 +41,26 @@ use crate::admin::telemetry::{self, Telemetry};
 use crate::config::{self, Config, Engine};
 use crate::drain;
 use crate::listen::{self, Listening};
-use crate::metrics::{BUILD_INFO, CONFIGURATION_REFUSED, CONFIGURATION_RESTART, LOG_LINES_LOST, Metrics};
+use crate::metrics::{BUILD_INFO, CONFIGURATION_REFUSED, CONFIGURATION_RESTART, Metrics};
 use crate::proxy::tee::Tee;
 use crate::proxy::{self, Relay};
 use crate::queue::memory::MemoryQueue;
 use crate::queue::observed::Observed;
 use crate::queue::sled::SledQueue;
-use crate::queue::{self, ConsumerStats, Queue, Stats, system_clock};
+use crate::queue::{self, Queue, Stats, system_clock};
 use crate::shutdown::Shutdown;
 
 use catalogue::Reader;
 pub(crate) use catalogue::whose;
 use exports::Overlay;
 use flags::Flags;
+pub use left::Left;
 pub use live::SetLevel;
 use live::{Live, Parts};
 pub(crate) use relay::platform;
 use relay::{connection_limits, decoded_bytes, policy, relay_settings, tls, upstream};
 pub use reload::Source;
-
-/// How often gauges are brought up to date and histograms folded without a scrape.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+use sampling::{measure, sample};
 
 /// How long the start waits for the queue: batches that arrive before it is open could not be kept. A queue that cannot
 /// open must not hold the traffic for longer.
@@ -362,67 +363,6 @@ fn connections_part(reserve: Duration) -> Duration {
 }
 
 /// Returns how many events wait for destinations that are configured.
-/// What a queue holds when nothing is delivered any more.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Left {
-    /// Events that wait for configured destinations.
-    pub waiting: u64,
-    /// Events that wait for others, by name.
-    pub for_others: Vec<(String, u64)>,
-    /// Dead letters by destination.
-    pub dead_letters: Vec<(String, u64)>,
-}
-
-impl Left {
-    fn of(stats: &Stats) -> Self {
-        let waiting = |consumer: &ConsumerStats| consumer.waiting.iter().map(|(_, events)| events).sum::<u64>();
-        let others = stats.consumers.iter().filter(|consumer| !consumer.attached);
-        let others = others.map(|consumer| (consumer.name.clone(), waiting(consumer)));
-        Self {
-            waiting: (stats.consumers.iter())
-                .filter(|consumer| consumer.attached)
-                .map(waiting)
-                .sum(),
-            for_others: others.filter(|(_, events)| *events > 0).collect(),
-            dead_letters: stats.dead_letters.clone(),
-        }
-    }
-
-    /// Returns whether there is nothing.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// Brings the metrics up to date that are states.
-fn measure(queue: &Observed, metrics: &Metrics) {
-    queue.sample();
-    metrics.counter(&LOG_LINES_LOST, &[]).absolute(crate::log::lost());
-}
-
-async fn sample(queue: Arc<Observed>, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut unavailable = false;
-    while stop
-        .run_until_cancelled(tokio::time::sleep(SAMPLE_INTERVAL))
-        .await
-        .is_some()
-    {
-        measure(&queue, &metrics);
-        metrics.upkeep();
-        match queue.stats().unavailable {
-            Some(why) if !unavailable => {
-                unavailable = true;
-                tracing::error!(%why, "the queue is not available: traffic passes, events are not kept");
-            }
-            None if unavailable => {
-                unavailable = false;
-                info!("the queue is available again");
-            }
-            _ => {}
-        }
-    }
-}
-
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     listen::bind(address)
         .await

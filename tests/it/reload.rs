@@ -172,7 +172,7 @@ fn a_signal_brings_environments_destinations_and_pauses() {
     assert_eq!(markers(&read_lines(&folder(&setup, "new"))), ["four", "five"]);
 
     // It leaves, while something is exported elsewhere, and its cursor is listed.
-    setup.config["destinations"].as_array_mut().unwrap().pop();
+    let new = setup.config["destinations"].as_array_mut().unwrap().pop().unwrap();
     setup.config["environments"][1]["destinations"] = json!(["archive"]);
     reload(&relay, &setup);
     assert_eq!(relay.post("six", &json!([marked("six")])).status, 202);
@@ -181,6 +181,23 @@ fn a_signal_brings_environments_destinations_and_pauses() {
     });
     relay.settle();
     assert_eq!(markers(&setup.exported()), ["one", "three", "six"]);
+
+    // Once more, with an event that waits for it.
+    let mut paused = new;
+    paused["paused"] = json!(true);
+    setup.config["destinations"].as_array_mut().unwrap().push(paused);
+    setup.config["environments"][1]["destinations"] = json!(["archive", "new"]);
+    reload(&relay, &setup);
+    assert_eq!(relay.post("seven", &json!([marked("seven")])).status, 202);
+    setup.config["destinations"].as_array_mut().unwrap().pop();
+    setup.config["environments"][1]["destinations"] = json!(["archive"]);
+    reload(&relay, &setup);
+    let said = eventually("a warning", || {
+        relay.find_log(
+            "events wait for a destination that is not in the configuration, until it is again or a limit removes them",
+        )
+    });
+    assert_eq!((&said["destination"], &said["events"]), (&json!("new"), &json!(1)));
     relay.stop();
 }
 

@@ -77,6 +77,8 @@ pub(super) struct Place {
 struct Found {
     dir: PathBuf,
     admin: Option<Admin>,
+    /// The destinations of the configuration, if there is one.
+    names: Option<Vec<String>>,
 }
 
 /// How a command ended, if not well.
@@ -119,6 +121,7 @@ impl Place {
             return Ok(Found {
                 dir: dir.clone(),
                 admin: None,
+                names: None,
             });
         }
         let path = self.config.clone().unwrap_or_default();
@@ -130,6 +133,7 @@ impl Place {
             Engine::Sled { path } => Ok(Found {
                 dir: path,
                 admin: config.admin,
+                names: Some(config.destinations.into_iter().map(|known| known.name).collect()),
             }),
             Engine::Memory => Err(anyhow::anyhow!(
                 "the queue of this configuration is in memory: only the relay itself can tell, at /api/status and \
@@ -145,13 +149,15 @@ impl Place {
 }
 
 fn inspect(place: &Place, json: bool) -> Result<ExitCode, Stop> {
-    let overview = place.open()?.overview()?;
+    let found = place.find()?;
+    let overview = Inspection::open(&found.dir)?.overview()?;
+    let names = found.names.as_deref();
     let mut out = io::stdout().lock();
     if json {
-        serde_json::to_writer_pretty(&mut out, &show::overview_json(&overview))?;
+        serde_json::to_writer_pretty(&mut out, &show::overview_json(&overview, names))?;
         writeln!(out)?;
     } else {
-        show::overview(&overview, crate::queue::now_ms(), &mut out)?;
+        show::overview(&overview, names, crate::queue::now_ms(), &mut out)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,8 +14,13 @@ use crate::queue::sled::inspect::Overview;
 use crate::queue::sled::repair::{Repair, Verification};
 use crate::units::{ByteSize, format_duration};
 
-/// Prints what a queue holds.
-pub(super) fn overview(overview: &Overview, now_ms: u64, out: &mut dyn Write) -> io::Result<()> {
+/// Prints what a queue holds. `names`: the destinations of the configuration, where there is one.
+pub(super) fn overview(
+    overview: &Overview,
+    names: Option<&[String]>,
+    now_ms: u64,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let whose = if overview.in_use { "open in a relay" } else { "stopped" };
     writeln!(
         out,
@@ -40,8 +45,12 @@ pub(super) fn overview(overview: &Overview, now_ms: u64, out: &mut dyn Write) ->
         let waiting: Vec<String> = (consumer.waiting.iter())
             .map(|(environment, events)| format!("{events} of {environment}"))
             .collect();
+        let mut shown = consumer.name.clone();
+        if is_configured(&consumer.name, names) == Some(false) {
+            shown.push_str(" (not in the configuration)");
+        }
         rows.push([
-            consumer.name.clone(),
+            shown,
             if waiting.is_empty() {
                 "none".to_owned()
             } else {
@@ -84,9 +93,9 @@ pub(super) fn overview(overview: &Overview, now_ms: u64, out: &mut dyn Write) ->
 }
 
 /// Returns the same as JSON.
-pub(super) fn overview_json(overview: &Overview) -> Value {
+pub(super) fn overview_json(overview: &Overview, names: Option<&[String]>) -> Value {
     let destinations: Map<String, Value> = (overview.consumers.iter())
-        .map(|consumer| (consumer.name.clone(), consumer_json(overview, consumer)))
+        .map(|consumer| (consumer.name.clone(), consumer_json(overview, names, consumer)))
         .collect();
     let parts: Vec<Value> = (overview.parts.iter())
         .map(|(part, problem)| {
@@ -197,14 +206,19 @@ fn retries(note: &[u8], now_ms: u64) -> String {
     }
 }
 
-fn consumer_json(overview: &Overview, consumer: &ConsumerStats) -> Value {
+/// Returns whether a destination is in the configuration, if there is one.
+fn is_configured(name: &str, names: Option<&[String]>) -> Option<bool> {
+    names.map(|names| names.iter().any(|known| known == name))
+}
+
+fn consumer_json(overview: &Overview, names: Option<&[String]>, consumer: &ConsumerStats) -> Value {
     let waiting: BTreeMap<&str, u64> = (consumer.waiting.iter())
         .map(|(environment, events)| (environment.as_str(), *events))
         .collect();
     let (letters, transient) = letters(overview, &consumer.name);
     let noted = drain::noted(&consumer.note);
     json!({
-        "waiting": waiting, "oldest_waiting_since": consumer.oldest_waiting_ms.map(timestamp),
+        "configured": is_configured(&consumer.name, names), "waiting": waiting, "oldest_waiting_since": consumer.oldest_waiting_ms.map(timestamp),
         "cursor": consumer.position, "note_bytes": consumer.note.len(),
         "failed": noted.map(|noted| noted.failed), "next_try": noted.and_then(|noted| noted.next_ms).map(timestamp),
         "dead_letters": letters, "transient_dead_letters": transient,
