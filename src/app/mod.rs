@@ -42,6 +42,7 @@ use crate::config::{self, Config, Engine};
 use crate::drain;
 use crate::listen::{self, Listening};
 use crate::metrics::{BUILD_INFO, CONFIGURATION_REFUSED, CONFIGURATION_RESTART, Metrics};
+use crate::proxy::forward::Upstream;
 use crate::proxy::tee::Tee;
 use crate::proxy::{self, Relay};
 use crate::queue::memory::MemoryQueue;
@@ -110,7 +111,7 @@ impl App {
         let seats = files::seats(config.limits.connections);
         // Everything that can fail comes before anything that must be ended again.
         let limits = connection_limits(&config, seats);
-        let upstream = upstream(&config).context("cannot set up the connection to the upstream")?;
+        let upstream = connection_to_upstream(&config)?;
         let tls = config.listen.tls.as_ref().map(tls).transpose()?.map(Arc::new);
         let listener = bind(config.listen.address, "listen").await?;
         let telemetry_listener = bind(config.telemetry, "telemetry").await?;
@@ -363,6 +364,13 @@ fn connections_part(reserve: Duration) -> Duration {
 }
 
 /// Returns how many events wait for destinations that are configured.
+/// Sets up what leads to the upstream, and connects to nothing: the authorities that are trusted, the egress proxy.
+///
+/// Fails on what a person must put right: `upstream.ca_file` without a certificate, a proxy that is none for HTTP.
+pub fn connection_to_upstream(config: &Config) -> anyhow::Result<Upstream> {
+    upstream(config).context("cannot set up the connection to the upstream")
+}
+
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     listen::bind(address)
         .await

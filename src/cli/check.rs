@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::app::connection_to_upstream;
 use crate::config::{self, Config, Credentials, Engine, Environment, Queue};
 use crate::secret::Secret;
 use crate::section::Leaf as _;
@@ -22,6 +23,11 @@ fn check(path: &Path, environment: &dyn Fn(&str) -> Option<String>, out: &mut dy
     match Config::load(path, environment) {
         Ok((config, warnings)) => {
             write!(out, "{}", warnings.render(&file))?;
+            if let Err(error) = connection_to_upstream(&config) {
+                writeln!(out, "{file}: {error:#}")?;
+                writeln!(out, "{file} cannot be used: {}", count(1, "problem"))?;
+                return Ok(None);
+            }
             let environments = count(config.environments.len(), "environment");
             let destinations = count(config.destinations.len(), "destination");
             writeln!(out, "{file} is valid: {environments}, {destinations}")?;

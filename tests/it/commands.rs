@@ -73,6 +73,20 @@ fn check_says_by_its_exit_code_whether_a_file_can_be_used() {
     assert!(!setup.queue().exists());
     fs::remove_file(path).unwrap();
     assert_eq!(flagtap(&["check", path]).status.code(), Some(64));
+
+    // What the file says well, and its environment does not.
+    setup.config["listen"] = setup.config.as_object_mut().unwrap().remove("listne").unwrap();
+    setup.config["upstream"]["url"] = json!("https://events.launchdarkly.com");
+    let authorities = setup.queue().with_file_name("authorities.pem");
+    fs::write(&authorities, "no certificate").unwrap();
+    setup.config["upstream"]["ca_file"] = json!(authorities);
+    let file = setup.write();
+    for command in [&["check"][..], &["serve", "--config"]] {
+        let output = flagtap(&[command, &[file.to_str().unwrap()]].concat());
+        assert!(!output.status.success(), "{command:?}");
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains("authorities.pem"), "{command:?}: {said}");
+    }
 }
 
 /// Scenario: `flagtap probe` before, during and at the end of a relay's life.
