@@ -35,6 +35,8 @@ COPY --from=build /image/ /
 USER 10001:10001
 # Relative paths of the embedded defaults and of a configuration are below this, the one writable folder.
 WORKDIR /data
+# The queue's tools copy parts to the folder for temporary files, and there is no /tmp.
+ENV TMPDIR=/data
 VOLUME ["/data"]
 EXPOSE 8030 8031
 ENTRYPOINT ["/flagtap"]

@@ -97,6 +97,25 @@ class Injector(unittest.TestCase):
             del each["namespaceSelector"]
         self.assertEqual(theirs, ours)
 
+    def test_the_template_of_the_page_is_taken_and_its_sidecar_starts(self):
+        page = (ROOT / "docs/injector.md").read_text().split("\n## The template\n")[1]
+        block = re.search(r"```yaml\n(.*?)```", page, re.DOTALL).group(1)
+        objects = support.objects(CHART, CHART / "ci/injector-values.yaml")
+        self.assertEqual(self.start(objects, block)[0], self.NO_CERTIFICATE)
+        chart = next(each for each in objects if each["kind"] == "ConfigMap" and "sidecar.yaml" in each["data"])
+        ours, theirs = yaml.safe_load(block), yaml.safe_load(chart["data"]["sidecar.yaml"])
+        data = [next(each for each in template["volumes"] if each["name"] == "flagtap-data") for template in (ours, theirs)]
+        self.assertEqual(*data)
+        self.assertEqual(*[(template["container"]["args"], template["container"]["env"]) for template in (ours, theirs)])
+        text = ours["annotations"]["flagtap.dev/config"]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(text)
+            file.flush()
+            done = subprocess.run([FLAGTAP, "check", file.name], env={"LD_SDK_KEY": "sdk-0"}, capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        configs = [yaml.safe_load(template["annotations"]["flagtap.dev/config"]) for template in (ours, theirs)]
+        self.assertEqual(*[(config["listen"], config["queue"], config["shutdown"]) for config in configs])
+
     def cluster_wide(self, release, namespace):
         """Returns the names of the cluster-wide objects of a release."""
         values = ("--values", CHART / "ci/injector-values.yaml", "--show-only", "templates/injector.yaml")

@@ -1,4 +1,4 @@
-"""docs/kubernetes.md: what it shows works, and is what the chart renders."""
+"""docs/kubernetes.md: what it shows works, and is what the chart renders. Commands for pods on all pages."""
 import pathlib
 import re
 import shutil
@@ -190,6 +190,28 @@ class Page(unittest.TestCase):
         self.assertGreater(len(own), 8)
         for spec in own:
             self.assertEqual(spec["nodeSelector"]["kubernetes.io/os"], "linux")
+
+    def test_commands_within_a_pod_are_of_an_image_without_a_shell(self):
+        pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+        commands = [line for path in pages for line in path.read_text().splitlines() if re.search(r"\bkubectl\b.* exec\b.* -- ", line)]
+        self.assertGreater(len(commands), 6)
+        for line in commands:
+            with self.subTest(line):
+                # The pod for work by hand has one.
+                self.assertRegex(line, r" exec .*-- /flagtap | exec -it by-hand -- sh")
+
+    def test_the_pod_for_work_by_hand_is_valid_and_restricted(self):
+        (pod,) = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)]
+        for version in VERSIONS:
+            kubernetes_validate.validate(pod, version, strict=True)
+        self.assertEqual(violations(pod["spec"]), [])
+        gateway = support.objects(CHART, CHART / "ci/statefulset-values.yaml")
+        stateful = next(each["spec"] for each in gateway if each["kind"] == "StatefulSet")
+        user = ("runAsUser", "runAsGroup", "fsGroup")
+        contexts = [spec["securityContext"] for spec in (pod["spec"], stateful["template"]["spec"])]
+        self.assertEqual(*[[context[key] for key in user] for context in contexts])
+        claim = pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+        self.assertRegex(claim, f"^{stateful['volumeClaimTemplates'][0]['metadata']['name']}-flagtap-[0-9]+$")
 
     def test_the_readme_of_the_chart_shows_values_that_are_taken(self):
         block = re.search(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL).group(1)

@@ -59,17 +59,43 @@ class Alerts(unittest.TestCase):
                 self.assertEqual(named(rule["expr"]) - known, set())
         self.assertEqual(named('sum({__name__=~"flagtap_(a|b)_total"}) + flagtap_c'), {"flagtap_a_total", "flagtap_b_total", "flagtap_c"})
 
-    def test_the_reasons_that_are_holes_are_those_of_the_code(self):
-        text = (ROOT / "src/proxy/tee/mod.rs").read_text()
-        (count, listed), = re.findall(r"\bconst HOLES: \[&str; (\d+)\] = \[(.*?)\];", text, re.DOTALL)
-        holes = re.findall(r'"([a-z_]+)"', listed)
-        self.assertEqual(len(holes), int(count))
+    def table(self, title):
+        """Returns the rows of the table in a section of docs/operations.md."""
+        section = (ROOT / "docs/operations.md").read_text().split(f"\n### {title}\n")[1].split("\n### ")[0]
+        rows = section.split("---|\n")[1].split("\n\n")[0].splitlines()
+        return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+    def reasons_of_the_page(self):
+        """Returns the reasons not to tee a batch that the page has, and whether the export lacks such a batch."""
+        rows = self.table("Batches not teed")
+        return {reason: row[2] for row in rows for reason in re.findall(r"`([a-z_]+)`", row[0])}
+
+    def test_the_page_has_every_reason_not_to_tee_a_batch(self):
+        read = lambda path: (ROOT / "src" / path).read_text()
+        labels = r"fn metric_label\(&?self\) -> &'static str \{.*?\n    \}"
+        of_errors = "".join("".join(re.findall(labels, read(path), re.DOTALL)) for path in ("platform/mod.rs", "queue/mod.rs"))
+        reasons = re.findall(r'=> "([a-z_]+)"', of_errors)
+        self.assertEqual(len(reasons), 10)
+        reasons += re.findall(r'Err\("([a-z_]+)"\)', read("proxy/tee/mod.rs"))
+        reasons += re.findall(r'\bpassing\(.*, "([a-z_]+)"\)', read("proxy/capture.rs"))
+        self.assertEqual(set(self.reasons_of_the_page()), set(reasons))
+
+    def test_the_alert_has_the_reasons_that_are_holes(self):
         rule = next(each for each in self.rules if each["alert"] == "FlagtapBatchesNotTeed")
         (reasons,) = re.findall(r'reason=~"([^"]*)"', rule["expr"])
-        self.assertEqual(reasons.split("|"), sorted(holes))
-        page = (ROOT / "docs/operations.md").read_text().split("\n### Batches not teed\n")[1].split("\n### ")[0]
-        for hole in holes:
-            self.assertIn(f"`{hole}`", page)
+        holes = sorted(reason for reason, hole in self.reasons_of_the_page().items() if hole == "**yes**")
+        self.assertEqual(reasons.split("|"), holes)
+        # Those that are shown with 0 from the start.
+        text = (ROOT / "src/proxy/tee/mod.rs").read_text()
+        (count, listed), = re.findall(r"\bconst HOLES: \[&str; (\d+)\] = \[(.*?)\];", text, re.DOTALL)
+        shown = re.findall(r'"([a-z_]+)"', listed)
+        self.assertEqual(len(shown), int(count))
+        self.assertEqual(set(shown) - set(holes), set())
+
+    def test_the_page_has_every_answer_of_the_relays_own(self):
+        text = (ROOT / "src/proxy/failure.rs").read_text().split("pub fn reason(")[1]
+        shown = [reason for row in self.table("SDKs get 502, 503 or 504") for reason in re.findall(r"`([a-z_]+)`", row[1])]
+        self.assertEqual(set(shown), set(re.findall(r'=> "([a-z_]+)"', text)))
 
     def test_every_alert_has_its_section(self):
         text = (ROOT / "docs/operations.md").read_text()
@@ -108,7 +134,7 @@ class Dashboard(unittest.TestCase):
     def test_what_an_operator_is_woken_for_can_be_seen(self):
         shown = {name for panel in self.panels for target in panel["targets"] for name in named(target["expr"])}
         wanted = {f"flagtap_{name}" for name in [
-            "queue_available", "queue_quarantine_bytes", "queue_dead_letters", "batches_not_teed_total", "events_not_teed_total",
+            "request_errors_total", "queue_available", "queue_quarantine_bytes", "queue_dead_letters", "batches_not_teed_total", "events_not_teed_total",
             "destination_oldest_waiting_seconds", "destination_breaker", "destination_paused", "destination_blocked",
             "destination_events_evicted_total", "destination_events_dropped_total", "destination_events_corrupt_total",
             "destination_events_skipped_total", "injector_reviews_total", "injector_certificate_failures_total",

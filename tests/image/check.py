@@ -103,7 +103,7 @@ class Image:
             subprocess.run(["umount", "--recursive", root], check=True)
 
     def command(self, root, arguments, **more):
-        """Runs the image's entry point as its user, with an empty environment."""
+        """Runs the image's entry point as its user, with the image's environment and nothing else."""
         user, group = (int(part) for part in self.config["User"].split(":"))
 
         def enter():
@@ -114,7 +114,8 @@ class Image:
             os.setuid(user)
 
         [program] = self.config["Entrypoint"]
-        return subprocess.Popen([program, *arguments], executable=program, env={}, preexec_fn=enter, stdin=subprocess.DEVNULL, **more)
+        environment = dict(entry.split("=", 1) for entry in self.config.get("Env") or [])
+        return subprocess.Popen([program, *arguments], executable=program, env=environment, preexec_fn=enter, stdin=subprocess.DEVNULL, **more)
 
 
 class Authority:
@@ -340,7 +341,8 @@ def check_the_image_says_how_it_is_run(image):
         assert labels.get(f"org.opencontainers.image.{name}") not in (None, "", "unknown"), f"label {name}: {labels}"
     manifest = (ROOT / "Cargo.toml").read_text()
     assert f'\nversion = "{labels["org.opencontainers.image.version"]}"\n' in manifest
-    assert not config.get("Env") or all(entry.startswith("PATH=") for entry in config["Env"]), config
+    # The queue's tools need a folder for temporary files, and /data is the one that can be written to.
+    assert [entry for entry in config.get("Env") or [] if not entry.startswith("PATH=")] == ["TMPDIR=/data"], config
 
 
 def check_it_holds_what_it_needs_and_nothing_else(image):
@@ -399,6 +401,19 @@ def check_it_starts_on_its_defaults_and_writes_below_data_alone(image):
         assert {path.name for path in (root / "data").iterdir()} >= {"flagtap-data"}, list((root / "data").iterdir())
         assert '"level":"ERROR"' not in running.text(), running.text()
     assert image.command(root, ["probe", "live"], stderr=subprocess.DEVNULL).wait(PATIENCE) == 1
+
+
+def check_the_queues_tools_find_room_for_their_copies(image):
+    with NameServer({UPSTREAM}), Service(image.authority.server(UPSTREAM), 202) as upstream:
+        root = image.chroot(config(f"https://{UPSTREAM}:{upstream.port}"))
+        with Running(image, root, SERVE) as running:
+            assert post() == (202, None), running.text()
+            for tool in ("inspect", "verify"):
+                looking = image.command(root, ["queue", tool, "--config", "/etc/flagtap/config.yaml"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                said = looking.communicate(timeout=PATIENCE)
+                assert looking.returncode == 0, f"queue {tool} beside the running relay: {said}"
+            running.end()
+        assert not list((root / "data").glob("flagtap-queue-*")), list((root / "data").iterdir())
 
 
 def check_names_are_resolved_and_tls_is_verified_on_every_way_out(image):
