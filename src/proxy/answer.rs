@@ -30,6 +30,11 @@ pub(super) struct AnswerLayer {
 impl AnswerLayer {
     /// Returns the layer; it counts what it answers.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        // Shown with 0, so that rates see the first.
+        for failure in Failure::ALL.iter().filter(|failure| failure.fault() != Fault::Client) {
+            let labels = [failure.fault().as_str(), failure.reason()];
+            metrics.counter(&REQUEST_ERRORS, &labels).increment(0);
+        }
         Self {
             metrics,
             notices: Arc::default(),
