@@ -54,7 +54,7 @@ inventory! {
     CONFIGURATION_RESTART: Gauge "flagtap_configuration_waits_for_restart" [] "1 while the configuration file has values that only a restart brings into force, else 0.";
     CONNECTIONS: Gauge "flagtap_connections" [] "Open client connections.";
     CONNECTIONS_ACCEPTED: Counter "flagtap_connections_accepted_total" [] "Client connections accepted.";
-    REQUESTS: Counter "flagtap_requests_total" ["route", "status"] "Requests by route template and class of their answer (`2xx` …); `none` if the client broke off within the body. Shed requests are in `flagtap_request_errors_total` only.";
+    REQUESTS: Counter "flagtap_requests_total" ["route", "status"] "Requests by route template and class of their answer (`2xx` …); `none` if the client left before it had one. Shed requests are in `flagtap_request_errors_total` only.";
     REQUEST_SECONDS: Histogram "flagtap_request_seconds" ["route"] "Time from the request's head to the answer's head.";
     REQUEST_ERRORS: Counter "flagtap_request_errors_total" ["fault", "reason"] "Answers that flagtap made up itself, by whose fault it was (`client`, `upstream`, `relay`).";
     IN_FLIGHT_BYTES: Gauge "flagtap_in_flight_bytes" [] "Bytes of captured bodies held in memory.";

@@ -207,6 +207,11 @@ impl Service<Request<Incoming>> for Relay {
                 Route::Events(route) => route.template,
                 Route::PassThrough => "other",
             };
+            let mut unanswered = Unanswered {
+                shared: Arc::clone(&shared),
+                template: Some(template),
+                started,
+            };
             let answering = async {
                 match route {
                     Route::PassThrough => shared.pass_through(parts, body).await,
@@ -222,6 +227,7 @@ impl Service<Request<Incoming>> for Relay {
                     tracing::error!(route = template, "a defect ended a request");
                     Err(Failure::Internal)
                 });
+            unanswered.template = None;
             shared.count(template, answer.as_ref().map(Response::status), started.elapsed());
             Ok(answer?.map(Reply::Upstream))
         })
@@ -358,10 +364,30 @@ impl Shared {
             Err(Failure::BodyAborted) => "none",
             _ => "5xx",
         };
+        self.ended(route, class, took);
+    }
+
+    fn ended(&self, route: &'static str, class: &str, took: Duration) {
         self.metrics.counter(&REQUESTS, &[route, class]).increment(1);
         self.metrics
             .histogram(&REQUEST_SECONDS, &[route])
             .record(took.as_secs_f64());
+    }
+}
+
+/// Counts a request whose client has gone before it had an answer: hyper drops the future of such a one.
+struct Unanswered {
+    shared: Arc<Shared>,
+    /// Its route; nothing once it is counted otherwise.
+    template: Option<&'static str>,
+    started: Instant,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(route) = self.template {
+            self.shared.ended(route, "none", self.started.elapsed());
+        }
     }
 }
 

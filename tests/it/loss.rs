@@ -141,7 +141,8 @@ fn a_retry_across_a_restart_is_exported_once() {
 }
 
 /// Scenario: the client hangs up after its last byte, before the upstream has answered.
-/// Guarantees: the batch still goes upstream, and is exported once the upstream accepts it.
+/// Guarantees: the batch still goes upstream, and is exported once the upstream accepts it; the request counts as one without an
+/// answer.
 #[test]
 fn a_client_that_hangs_up_after_the_body_loses_nothing() {
     let upstream = Upstream::start();
@@ -160,7 +161,11 @@ fn a_client_that_hangs_up_after_the_body_loses_nothing() {
     eventually("the batch to be queued", || {
         (relay.metrics().sum("flagtap_events_queued_total", &[]) == 1.0).then_some(())
     });
-    relay.settle();
+    let metrics = relay.settle();
+    for (status, requests) in [("none", 1.0), ("2xx", 0.0), ("5xx", 0.0)] {
+        let of_status = [("route", "/bulk"), ("status", status)];
+        assert_eq!(metrics.sum("flagtap_requests_total", &of_status), requests, "{status}");
+    }
     relay.stop();
     assert_eq!(markers(&setup.exported()), ["gone"]);
 }
