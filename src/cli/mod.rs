@@ -57,7 +57,7 @@ enum Command {
         /// The same, as the other commands take it.
         #[arg(long, env = "FLAGTAP_CONFIG", value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Then contact each destination, without sending an event, and say what works (exit code 1 if one does not).
+        /// Then contact the upstream and each destination, without sending an event, and say what works (exit code 1 if one does not).
         #[arg(long)]
         probe: bool,
     },
@@ -220,7 +220,7 @@ fn run(command: Command) -> ExitCode {
 fn check(file: &Path, probe: bool) -> io::Result<ExitCode> {
     let out = &mut io::stdout();
     match check::run(file, out)? {
-        Some(config) if probe => probe_destinations::run(&config.destinations, out),
+        Some(config) if probe => probe_destinations::run(&config, out),
         Some(_) => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::from(UNUSABLE)),
     }

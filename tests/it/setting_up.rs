@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::export::{event, read_lines};
 use crate::support::moto::{Caller, Moto};
 use crate::support::relay::{FOREIGN_VARIABLES, marked};
-use crate::support::{CLIENT_SIDE_ID, PROJECT_ID, Relay, Setup, Upstream};
+use crate::support::{Answer, CLIENT_SIDE_ID, NOBODY, PROJECT_ID, Relay, Setup, Upstream};
 
 const TEST_KEY: &str = "LaunchDarklyDataExportTestEvent";
 
@@ -49,9 +49,16 @@ fn send(setup: &Setup, destination: &str, more: &[&str], variables: &[(String, S
     flagtap(&arguments, variables)
 }
 
-/// Returns a setup whose upstream nobody asks.
-fn setup(destinations: Value) -> Setup {
-    let mut setup = Setup::new(([127, 0, 0, 1], 9).into());
+/// Returns an upstream that is asked for nothing but its root.
+fn upstream() -> Upstream {
+    let upstream = Upstream::start();
+    upstream.always("GET", "/", Answer::status(404));
+    upstream
+}
+
+/// Returns a setup with these destinations.
+fn setup(upstream: &Upstream, destinations: Value) -> Setup {
+    let mut setup = Setup::new(upstream.address());
     let names: Vec<Value> = destinations
         .as_array()
         .unwrap()
@@ -68,18 +75,22 @@ fn lake(moto: &Moto, stream: &str) -> Value {
 }
 
 /// Scenario: a folder that can be written to, one whose path is a file, standard output, and a file that is wrong.
-/// Guarantees: each destination is named with what was found; 1 if one does not work, with the remedy; 0 if all do; 64
+/// Guarantees: the upstream and each destination are named with what was found; 1 if one does not work, with the remedy; 0 if all do; 64
 /// if the file cannot be used, without a probe. No event and no queue appears.
 #[test]
 fn a_probe_says_which_destination_works_and_what_to_do_about_the_others() {
+    let upstream = upstream();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("taken"), "").unwrap();
-    let mut setup = setup(json!([
-        { "name": "archive", "file": { "path": path("export") } },
-        { "name": "broken", "file": { "path": path("taken").join("export") } },
-        { "name": "console", "stdout": {} },
-    ]));
+    let mut setup = setup(
+        &upstream,
+        json!([
+            { "name": "archive", "file": { "path": path("export") } },
+            { "name": "broken", "file": { "path": path("taken").join("export") } },
+            { "name": "console", "stdout": {} },
+        ]),
+    );
     let (code, text) = check(&setup, &[]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("is valid: 1 environment, 3 destinations"), "{text}");
@@ -98,6 +109,18 @@ fn a_probe_says_which_destination_works_and_what_to_do_about_the_others() {
     setup.config["destinations"].as_array_mut().unwrap().remove(1);
     let (code, text) = check(&setup, &[]);
     assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("  upstream: works: it answers 404"), "{text}");
+    assert!(upstream.take().iter().all(|request| request.body.is_empty()));
+
+    let there = setup.config["upstream"]["url"].take();
+    setup.config["upstream"]["url"] = json!(format!("http://{NOBODY}"));
+    let (code, text) = check(&setup, &[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("  upstream: does not work: ") && text.contains("Connection refused"),
+        "{text}"
+    );
+    setup.config["upstream"]["url"] = there;
 
     setup.config["destinations"][0]["file"]["pth"] = json!("x");
     let (code, text) = check(&setup, &[]);
@@ -110,10 +133,14 @@ fn a_probe_says_which_destination_works_and_what_to_do_about_the_others() {
 /// stream stays empty.
 #[test]
 fn a_probe_of_kinesis_tells_a_wrong_stream_from_missing_credentials() {
+    let upstream = upstream();
     let Some(moto) = Moto::start("setting_up") else { return };
     let caller = Caller::default();
     moto.make_stream(&caller, "ld-events", 2);
-    let right = setup(json!([{ "name": "lake", "kinesis": lake(&moto, "ld-events") }]));
+    let right = setup(
+        &upstream,
+        json!([{ "name": "lake", "kinesis": lake(&moto, "ld-events") }]),
+    );
     let (code, text) = check(&right, &caller.variables());
     assert_eq!(code, Some(0), "{text}");
     assert!(
@@ -128,7 +155,10 @@ fn a_probe_of_kinesis_tells_a_wrong_stream_from_missing_credentials() {
         assert!(text.contains(place), "{place}: {text}");
     }
 
-    let wrong = setup(json!([{ "name": "lake", "kinesis": lake(&moto, "ld-event") }]));
+    let wrong = setup(
+        &upstream,
+        json!([{ "name": "lake", "kinesis": lake(&moto, "ld-event") }]),
+    );
     let (code, text) = check(&wrong, &caller.variables());
     assert_eq!(code, Some(1), "{text}");
     assert!(
@@ -146,12 +176,16 @@ fn a_probe_of_kinesis_tells_a_wrong_stream_from_missing_credentials() {
 /// environment and of contexts; the command says that it was delivered and ends with 0.
 #[test]
 fn a_test_event_is_one_feature_event_with_launchdarklys_test_key() {
+    let upstream = upstream();
     let folder = tempfile::tempdir().unwrap();
     let export = folder.path().join("export");
-    let mut setup = setup(json!([
-        { "name": "archive", "file": { "path": export } },
-        { "name": "console", "stdout": {} },
-    ]));
+    let mut setup = setup(
+        &upstream,
+        json!([
+            { "name": "archive", "file": { "path": export } },
+            { "name": "console", "stdout": {} },
+        ]),
+    );
     let (code, text) = send(&setup, "archive", &[], &[]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("delivered: archive has acknowledged it"), "{text}");
