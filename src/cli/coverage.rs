@@ -20,7 +20,9 @@ pub(super) fn run(address: &str, environment: Option<&str>, json: bool) -> ExitC
     let document = match fetch(address, environment) {
         Ok(document) => document,
         Err(error) => {
-            say(format_args!("http://{address}/coverage: {error}\n"));
+            say(format_args!(
+                "http://{address}/coverage: {error}\nis a relay running, with its telemetry port there? --address names another\n"
+            ));
             return ExitCode::FAILURE;
         }
     };

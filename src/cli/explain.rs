@@ -102,6 +102,10 @@ fn input(arguments: &Arguments) -> anyhow::Result<String> {
             .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))?,
         None => io::stdin().lock().take(MAX_INPUT_BYTES).read_to_string(&mut text)?,
     };
+    anyhow::ensure!(
+        !text.trim().is_empty(),
+        "there is nothing to explain: the input is empty, and should be events or requests as JSON"
+    );
     Ok(text)
 }
 
@@ -153,7 +157,9 @@ impl<'a> Explainer<'a> {
     async fn new(mut config: Config, arguments: &'a Arguments) -> anyhow::Result<Self> {
         if let Some(name) = &arguments.destination {
             let known = config.destinations.iter().any(|destination| destination.name == *name);
-            anyhow::ensure!(known, "there is no destination {name}");
+            let names = config.destinations.iter().map(|destination| destination.name.as_str());
+            let names: Vec<&str> = names.collect();
+            anyhow::ensure!(known, "there is no destination {name} (there are {})", names.join(", "));
         }
         let mut seen = match &config.queue.engine {
             Engine::Sled { path } => coverage::file::look(path),

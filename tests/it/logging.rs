@@ -27,8 +27,9 @@ fn a_log_that_cannot_be_written_harms_nothing() {
         setup.config["telemetry"] = json!(telemetry.to_string());
         setup.config["admin"] = json!("off");
         setup.config["log"]["level"] = json!("debug");
-        setup.config["shutdown"] = json!({ "grace": "3s", "reserve": "2s" });
-        let gone = json!({ "name": "gone", "webhook": { "url": format!("http://{NOBODY}/") } });
+        setup.config["shutdown"] = json!({ "grace": "2s", "reserve": "1s" });
+        let retry = json!({ "initial": "100ms", "max": "200ms" });
+        let gone = json!({ "name": "gone", "webhook": { "url": format!("http://{NOBODY}/") }, "retry": retry });
         setup.config["destinations"].as_array_mut().unwrap().push(gone);
         setup.config["environments"][0]["destinations"] = json!(["archive", "gone"]);
         let (stderr, _reader) = broken(what);

@@ -114,6 +114,7 @@ fn explain_refuses_what_it_cannot_explain() {
         (&[], r#"{"method":"POST","path":"/bulk","body":7}"#),
         (&["--environment", "test"], "[]"),
         (&["--destination", "lake"], "[]"),
+        (&[], " \n"),
     ] {
         let said = command::run(command::binary().arg("explain").args(arguments), input.as_bytes());
         assert_eq!(said.code, Some(1), "{arguments:?} {input}");
