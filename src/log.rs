@@ -3,8 +3,10 @@
 //! A log that nobody reads, or whose disk is full, costs lines: no request, delivery or signal waits for it or fails by it.
 //! Lines that are lost are counted.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::panic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -97,12 +99,23 @@ impl Write for Lines {
     }
 }
 
-/// Starts the thread that writes to standard error.
+/// Starts the thread that writes to standard error, panics too.
 ///
 /// Fails if the system gives no thread: then no line is ever written.
 pub fn start() -> io::Result<()> {
     let writer = thread::Builder::new().name("log".to_owned());
-    writer.spawn(|| LOG.write_to(io::stderr())).map(drop)
+    writer.spawn(|| LOG.write_to(io::stderr()))?;
+    // The usual one writes where the panic arises, and waits for whoever reads.
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let (name, trace) = (thread.name().unwrap_or("unnamed"), Backtrace::capture());
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => format!("{trace}\n"),
+            _ => String::new(),
+        };
+        LOG.push(format!("thread '{name}' {panic}\n{trace}").as_bytes());
+    }));
+    Ok(())
 }
 
 /// Waits until the lines so far are written, or for so long: the last thing that a process does.

@@ -296,15 +296,37 @@ impl App {
     /// error says why the queue could not be opened.
     pub async fn deliver(self) -> Result<Left, String> {
         let end = Instant::now() + self.grace.grace;
-        let stats = self.queue.stats();
-        let unopened = stats.unavailable.filter(|_| stats.consumers.is_empty());
-        for (name, _) in stats.transient_letters {
-            if let Err(error) = drain::requeue_transient(&name, &*self.queue).await {
-                warn!(destination = name, %error, "dead letters stay where they are");
-            }
-        }
+        // Bounded by what is left for the destinations.
+        let _ = timeout_at(end - self.grace.reserve, self.requeue_letters()).await;
         let stats = self.stop_by(end).await;
-        unopened.map_or(Ok(Left::of(&stats)), Err)
+        let unopened = stats.unavailable.clone().filter(|_| stats.consumers.is_empty());
+        unopened.map_or_else(|| Ok(Left::of(&stats)), Err)
+    }
+
+    /// Has dead letters go out again that do so by themselves, once the queue is open and has room for them.
+    async fn requeue_letters(&self) {
+        let mut told = false;
+        loop {
+            let (stats, config) = (self.queue.stats(), Arc::clone(&self.live.shown().config));
+            let mut is_done = !stats.is_opening();
+            // What is requeued has an age and a place in `max_bytes`: not for those to which nothing is delivered.
+            let delivered = config.destinations.iter().filter(|destination| !destination.paused);
+            for name in delivered.map(|destination| &destination.name) {
+                if !stats.transient_letters.iter().any(|(of, _)| of == name) {
+                    continue;
+                }
+                if let Err(error) = drain::requeue_transient(name, &*self.queue).await {
+                    is_done = false;
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(destination = name, %error, "dead letters stay where they are for now");
+                    }
+                }
+            }
+            if is_done {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     /// Returns what the queue held when nothing was delivered any more.

@@ -90,6 +90,8 @@ pub(super) struct Guarded<S> {
     /// Runs while the client does not take what is written.
     stuck: Option<Pin<Box<Sleep>>>,
     unreadable: Option<Unreadable>,
+    /// Value of `Activity::finished` when everything was written last.
+    flushed: u64,
     /// What goes out in place of hyper's own answer.
     instead: Option<Instead>,
 }
@@ -116,6 +118,7 @@ impl<S> Guarded<S> {
             waiting: Waiting::FirstByte,
             stuck: None,
             unreadable: None,
+            flushed: 0,
             instead: None,
         }
     }
@@ -126,10 +129,11 @@ impl<S> Guarded<S> {
         self
     }
 
-    /// Whether a head has begun and no request has come of it.
-    fn is_reading_head(&self) -> bool {
-        let finished = self.activity.finished.load(Ordering::Relaxed);
-        matches!(self.waiting, Waiting::Head(_)) && self.activity.idle_since().is_some() && finished == self.seen
+    /// Whether there is no request, and every answer so far is written: what is written now answers a head that became none.
+    fn is_between_requests(&self) -> bool {
+        self.waiting != Waiting::Frames
+            && self.activity.idle_since().is_some()
+            && self.activity.finished.load(Ordering::Relaxed) == self.flushed
     }
 
     /// Bounds how long a client may leave an answer untaken: a stream may be silent for hours, but not full for minutes.
@@ -198,7 +202,7 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
     /// Whether another answer goes out in place of `buf`.
     fn replaces(&mut self, buf: &[u8]) -> bool {
         if self.instead.is_none()
-            && self.is_reading_head()
+            && self.is_between_requests()
             && let Some(unreadable) = &self.unreadable
             && let Some(own) = own(buf)
         {
@@ -254,6 +258,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.inner).poll_flush(cx);
+        if matches!(outcome, Poll::Ready(Ok(()))) && self.activity.idle_since().is_some() {
+            self.flushed = self.activity.finished.load(Ordering::Relaxed);
+        }
         self.written(cx, outcome)
     }
 

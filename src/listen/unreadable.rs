@@ -1,8 +1,8 @@
 //! What a client is told whose request's head cannot be read.
 //!
 //! hyper answers such a head by itself, with 400 or 431, and asks nobody. SDKs stop sending events for good after most 4xx
-//! answers (docs/guarantees.md), so the connection's writes are looked at: an answer that is hyper's own goes out as
-//! another.
+//! answers (docs/guarantees.md), so what is written between two requests is looked at: an answer that is hyper's own goes out
+//! as another.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(super) struct Instead {
 /// Returns what `written` says if it is hyper's own answer to a head that it cannot read.
 ///
 /// A whole answer with a 4xx, without a body and with no other header than hyper's: an upstream's is given on with what it
-/// came with, and never while a head is being read.
+/// came with, and never between two requests.
 pub(super) fn own(written: &[u8]) -> Option<Own<'_>> {
     let text = std::str::from_utf8(written).ok().filter(|text| text.len() < 300)?;
     let head = text.strip_suffix("\r\n\r\n")?;

@@ -184,7 +184,8 @@ fn drain_delivers_what_a_relay_left_behind() {
 
 /// Scenario: an event that is out of tries, one that was refused for itself, and one that waits for a destination which left the
 /// configuration; `flagtap drain`, and again when the configuration has it back and the dead letter is discarded.
-/// Guarantees: what goes out again by itself is delivered; 1 while anything is left, and it is named; then 0.
+/// Guarantees: what goes out again by itself is delivered, and stays a dead letter while its destination is paused; 1 while anything is
+/// left, and it is named; then 0.
 #[test]
 fn drain_says_what_is_left_besides_what_waits() {
     let upstream = Upstream::accepting();
@@ -220,6 +221,13 @@ fn drain_says_what_is_left_besides_what_waits() {
         let output = flagtap(&["drain", "--config", path.to_str().unwrap(), "--within", "20s"]);
         (output.status.code(), text(&output.stderr))
     };
+    setup.config["destinations"][0]["paused"] = json!(true);
+    setup.write();
+    let (code, said) = drain();
+    assert!(code == Some(1) && said.contains("2 dead letters of hook"), "{said}");
+    assert_eq!(hook.count(), 0, "it is paused");
+    setup.config["destinations"][0]["paused"] = json!(false);
+    setup.write();
     let (code, said) = drain();
     assert_eq!(code, Some(1), "{said}");
     for part in [

@@ -333,6 +333,21 @@ fn a_head_that_cannot_be_read_is_no_reason_for_an_sdk_to_stop() {
         }
     }
     assert_eq!(upstream.take().len(), heads.len());
+    // In one packet with a request: such as the rest of a body that is longer than it said.
+    for rest in ["nonsense\r\n\r\n", "\"}]\r\n\r\n"] {
+        let mut connection = relay.connect();
+        let request = [&bulk("first", &json!([marked("first")]))[..], rest.as_bytes()].concat();
+        connection.send(&request).unwrap();
+        assert_eq!(connection.response(false).unwrap().status, 202);
+        let response = connection.response(false).unwrap();
+        assert_eq!(
+            response.headers.get("x-flagtap-error"),
+            Some("client; head_malformed"),
+            "{response:?}"
+        );
+        assert_eq!(response.status, 503);
+        assert!(connection.closes_silently());
+    }
     relay.settle();
     relay.stop();
 }

@@ -166,8 +166,7 @@ impl Directory {
 
     /// Returns the bytes that are free on the volume for this process.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
-        let volume = rustix::fs::statvfs(&self.root)?;
-        Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+        free_bytes(&self.root)
     }
 
     fn empty_trash(&self) -> io::Result<()> {
@@ -277,6 +276,12 @@ pub(super) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&draft, path)?;
     path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Returns the bytes that are free for this process on the volume of `path`.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let volume = rustix::fs::statvfs(path)?;
+    Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
 /// Returns the bytes that the files below `path` take on disk, 0 for what is not there.

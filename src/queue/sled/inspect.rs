@@ -122,16 +122,25 @@ impl Inspection {
         let (mut starts, mut mended) = (BTreeMap::new(), Vec::new());
         for first in directory::generations(root).map_err(failed)? {
             let path = directory::generation(root, first);
-            match Start::read(&path).and_then(|start| start.check(first)) {
-                Ok(start) => drop(starts.insert(first, Ok(start))),
-                Err(damage) => match scratch.start(&path, first) {
-                    Ok(start) => {
-                        mended.push((Some(first), format!("{damage}, and is written anew by the next start")));
-                        starts.insert(first, Ok(start));
-                    }
-                    Err(failure) if Start::never_written(&path, &failure) && known.tail <= first => {}
-                    Err(_) => drop(starts.insert(first, Err(damage.to_string()))),
-                },
+            let read = || Start::read(&path).and_then(|start| start.check(first));
+            let damage = match read() {
+                Ok(start) => {
+                    starts.insert(first, Ok(start));
+                    continue;
+                }
+                Err(damage) => damage,
+            };
+            let restored = scratch.start(&path, first);
+            // Beside a running process it got its name, or all of it was removed, while it was looked at.
+            match (read(), restored) {
+                _ if !path.exists() => {}
+                (Ok(start), _) => drop(starts.insert(first, Ok(start))),
+                (Err(_), Ok(start)) => {
+                    mended.push((Some(first), format!("{damage}, and is written anew by the next start")));
+                    starts.insert(first, Ok(start));
+                }
+                (Err(_), Err(failure)) if Start::never_written(&path, &failure) && known.tail <= first => {}
+                (Err(_), Err(_)) => drop(starts.insert(first, Err(damage.to_string()))),
             }
         }
         let mut inspection = Self {

@@ -7,8 +7,15 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::directory::{disk_bytes, free_bytes};
 use super::generation::{Failure, Generation, Start};
+
+const PREFIX: &str = "flagtap-queue-";
+
+/// A folder of this age is one that a command left which was ended in the middle.
+const LEFT_OVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Beside a process that writes a copy can catch files that do not fit together; a later one will.
 const TRIES: usize = 3;
@@ -27,8 +34,9 @@ pub(super) struct Copied {
 impl Scratch {
     /// Makes the folder where the system keeps what is temporary (`TMPDIR`).
     pub(super) fn new() -> io::Result<Self> {
-        let name = format!("flagtap-queue-{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
+        let parent = std::env::temp_dir();
+        remove_leftovers(&parent);
+        let path = parent.join(format!("{PREFIX}{}-{:016x}", std::process::id(), fastrand::u64(..)));
         // Fails for a name that is taken, so that nobody can put a folder of theirs in the way.
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self { path })
@@ -63,6 +71,14 @@ impl Scratch {
             generation: None,
         };
         let to = &copied.path;
+        let (size, free) = (disk_bytes(from), free_bytes(&self.path).unwrap_or(u64::MAX));
+        // The volume may be the queue's own, which the relay has to go on with.
+        if free < size.saturating_mul(2) {
+            return Err(Failure::Passing(format!(
+                "a copy takes {size} bytes, and the volume of {} has {free} left: give a larger one with TMPDIR",
+                self.path.display()
+            )));
+        }
         copy_directory(from, to)
             .map_err(|error| Failure::Passing(format!("cannot copy to {} (see TMPDIR): {error}", to.display())))?;
         copied.generation = Some(Generation::open(to)?);
@@ -90,6 +106,18 @@ impl Drop for Copied {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes old folders for copies. Best effort: they only take room.
+fn remove_leftovers(parent: &Path) {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
+        let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+        let age = changed.and_then(|changed| changed.elapsed().ok());
+        if age.is_some_and(|age| age > LEFT_OVER) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
