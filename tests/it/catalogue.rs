@@ -147,7 +147,7 @@ fn names_dates_and_ids_come_from_the_api_or_from_its_copy() {
     api.be(Mood::Answers);
     let relay = Relay::start(&setup);
     wait_for_a_read(&relay, 1.0);
-    assert!(relay.log_text().contains("reading them anew"), "{}", relay.log_text());
+    relay.await_log("reading them anew");
     assert!(setup.queue().join("catalogue.damaged").exists());
     relay.post("third", &events);
     relay.settle();
@@ -258,7 +258,7 @@ fn trouble_with_the_api_changes_nothing_else() {
         assert_eq!(markers(&exported), ["old"]);
         assert!(!exported[0].contains("variationName"));
         assert!(status(&relay)["launchdarkly"]["trouble"].is_string());
-        assert!(relay.log_text().contains("will try again"), "{}", relay.log_text());
+        relay.await_log("will try again");
         assert!(!relay.log_text().contains(TOKEN));
         relay.stop();
     }

@@ -251,7 +251,14 @@ impl Relay {
             .find(|fields| fields["message"] == message)
     }
 
-    /// Returns the whole log.
+    /// Waits for this text in the log, which comes a moment after what it tells of.
+    pub(crate) fn await_log(&self, text: &str) {
+        super::eventually(&format!("{text:?} in the log"), || {
+            self.log_text().contains(text).then_some(())
+        });
+    }
+
+    /// Returns the log so far.
     pub(crate) fn log_text(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
