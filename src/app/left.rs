@@ -18,7 +18,7 @@ impl Left {
         Self {
             waiting: (stats.consumers.iter())
                 .filter(|consumer| consumer.attached)
-                .map(waiting)
+                .map(ConsumerStats::waiting_events)
                 .sum(),
             for_others: for_others(stats),
             dead_letters: stats.dead_letters.clone(),
@@ -34,10 +34,6 @@ impl Left {
 /// Returns how many events wait for destinations that are not configured, by name.
 pub(super) fn for_others(stats: &Stats) -> Vec<(String, u64)> {
     let others = stats.consumers.iter().filter(|consumer| !consumer.attached);
-    let others = others.map(|consumer| (consumer.name.clone(), waiting(consumer)));
+    let others = others.map(|consumer| (consumer.name.clone(), consumer.waiting_events()));
     others.filter(|(_, events)| *events > 0).collect()
-}
-
-fn waiting(consumer: &ConsumerStats) -> u64 {
-    consumer.waiting.iter().map(|(_, events)| events).sum()
 }

@@ -42,7 +42,6 @@ use crate::config::{self, Config, Engine};
 use crate::drain;
 use crate::listen::{self, Listening};
 use crate::metrics::{BUILD_INFO, CONFIGURATION_REFUSED, CONFIGURATION_RESTART, Metrics};
-use crate::proxy::forward::Upstream;
 use crate::proxy::tee::Tee;
 use crate::proxy::{self, Relay};
 use crate::queue::memory::MemoryQueue;
@@ -58,8 +57,9 @@ use flags::Flags;
 pub use left::Left;
 pub use live::SetLevel;
 use live::{Live, Parts};
+pub use relay::connection_to_upstream;
 pub(crate) use relay::platform;
-use relay::{connection_limits, decoded_bytes, policy, relay_settings, tls, upstream};
+use relay::{connection_limits, decoded_bytes, policy, relay_settings, tls};
 pub use reload::Source;
 use sampling::{measure, sample};
 
@@ -383,14 +383,6 @@ impl App {
 /// destinations and the queue.
 fn connections_part(reserve: Duration) -> Duration {
     reserve / 2
-}
-
-/// Returns how many events wait for destinations that are configured.
-/// Sets up what leads to the upstream, and connects to nothing: the authorities that are trusted, the egress proxy.
-///
-/// Fails on what a person must put right: `upstream.ca_file` without a certificate, a proxy that is none for HTTP.
-pub fn connection_to_upstream(config: &Config) -> anyhow::Result<Upstream> {
-    upstream(config).context("cannot set up the connection to the upstream")
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

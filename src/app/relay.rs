@@ -107,8 +107,11 @@ pub(super) fn connection_limits(config: &Config, seats: usize) -> ConnectionLimi
     }
 }
 
-/// Returns the way to the upstream.
-pub(super) fn upstream(config: &Config) -> anyhow::Result<Upstream> {
+/// Sets up what leads to the upstream, and connects to nothing: the authorities that are trusted, the egress proxy.
+///
+/// Fails on what a person must put right: `upstream.ca_file` without a certificate, a proxy that is none for HTTP.
+pub fn connection_to_upstream(config: &Config) -> anyhow::Result<Upstream> {
+    const FAILED: &str = "cannot set up the connection to the upstream";
     let settings = UpstreamSettings {
         url: config.upstream.url.clone(),
         timeout: config.upstream.timeout,
@@ -118,8 +121,8 @@ pub(super) fn upstream(config: &Config) -> anyhow::Result<Upstream> {
         max_head_bytes: bytes(config.limits.header_bytes),
     };
     let ca_file = config.upstream.ca_file.as_deref();
-    let connector = connector(&settings.url, config.upstream.connect_timeout, ca_file)?;
-    Ok(Upstream::new(&settings, connector)?)
+    let connector = connector(&settings.url, config.upstream.connect_timeout, ca_file).context(FAILED)?;
+    Upstream::new(&settings, connector).context(FAILED)
 }
 
 /// Returns TLS towards SDKs.

@@ -137,8 +137,7 @@ fn destination(delivery: &Delivery, stats: &Stats) -> Value {
         None => drop(shown.insert("state".to_owned(), json!("paused"))),
     }
     if let Some(consumer) = stats.consumers.iter().find(|consumer| consumer.name == name) {
-        let waiting: u64 = consumer.waiting.iter().map(|(_, events)| events).sum();
-        shown.insert("waiting".to_owned(), json!(waiting));
+        shown.insert("waiting".to_owned(), json!(consumer.waiting_events()));
         let since = consumer.oldest_waiting_ms.map(time_ms);
         shown.insert("oldest_waiting_since".to_owned(), since.unwrap_or_default());
         for (key, lost) in [("evicted", &consumer.evicted), ("corrupt", &consumer.corrupt)] {

@@ -9,6 +9,7 @@ use crate::section::{Leaf, Named, Section};
 
 /// Patterns in one list. Each costs a comparison per event.
 const MAX_PATTERNS: usize = 100;
+
 /// Largest N of "1 in N".
 const MAX_RATIO: u32 = 1_000_000;
 

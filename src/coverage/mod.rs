@@ -24,6 +24,7 @@ use tally::Counts;
 
 /// Flags followed in one environment.
 pub const MAX_FLAGS: usize = 20_000;
+
 /// SDKs told apart in one environment, with the two that stand for all others: bits of [`Flag::sdks`].
 const MAX_SDKS: usize = 64;
 

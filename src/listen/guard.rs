@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::unreadable::{Instead, Unreadable, own};
+use super::unreadable::{Unreadable, own};
 
 /// Requests under way on a connection; shared between its reads and its service.
 pub(super) struct Activity {
@@ -92,8 +92,8 @@ pub(super) struct Guarded<S> {
     unreadable: Option<Unreadable>,
     /// Value of `Activity::finished` when everything was written last.
     flushed: u64,
-    /// What goes out in place of hyper's own answer.
-    instead: Option<Instead>,
+    /// What is still to go out in place of hyper's own answer.
+    instead: Option<Bytes>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -206,16 +206,16 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
             && let Some(unreadable) = &self.unreadable
             && let Some(own) = own(buf)
         {
-            self.instead = Some(Instead { rest: unreadable(&own) });
+            self.instead = Some(unreadable(&own));
         }
         self.instead.is_some()
     }
 
     /// Writes that answer; says that the `replaced` bytes are written when all of it is.
     fn poll_replace(&mut self, cx: &mut Context<'_>, replaced: usize) -> Poll<io::Result<usize>> {
-        while let Some(instead) = self.instead.as_mut().filter(|instead| !instead.rest.is_empty()) {
-            match Pin::new(&mut self.inner).poll_write(cx, &instead.rest) {
-                Poll::Ready(Ok(count)) if count > 0 => instead.rest.advance(count),
+        while let Some(rest) = self.instead.as_mut().filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.inner).poll_write(cx, rest) {
+                Poll::Ready(Ok(count)) if count > 0 => rest.advance(count),
                 Poll::Ready(Ok(_)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 outcome => return self.written(cx, outcome),
             }

@@ -20,12 +20,6 @@ pub struct Own<'a> {
     pub date: &'a str,
 }
 
-/// An answer that goes out in place of another.
-#[derive(Debug)]
-pub(super) struct Instead {
-    pub(super) rest: Bytes,
-}
-
 /// Returns what `written` says if it is hyper's own answer to a head that it cannot read.
 ///
 /// A whole answer with a 4xx, without a body and with no other header than hyper's: an upstream's is given on with what it

@@ -426,3 +426,10 @@ pub struct ConsumerStats {
     /// Events lost to corruption before they were settled, by environment, since the start.
     pub corrupt: Vec<(String, u64)>,
 }
+
+impl ConsumerStats {
+    /// Returns how many events are not settled.
+    pub fn waiting_events(&self) -> u64 {
+        self.waiting.iter().map(|(_, events)| events).sum()
+    }
+}

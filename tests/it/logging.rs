@@ -2,10 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::io::{PipeReader, Write, pipe};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
+use crate::support::command::{Process, signal};
 use crate::support::export::markers;
 use crate::support::metrics::Scrape;
 use crate::support::relay::{bulk, marked};
@@ -22,7 +23,7 @@ fn a_log_that_cannot_be_written_harms_nothing() {
         let upstream = Upstream::accepting();
         upstream.once("POST", "/broken", Answer::close());
         let mut setup = Setup::new(upstream.address());
-        let (relay, telemetry) = (free_address(), free_address_beside());
+        let (relay, telemetry) = (free_address(), free_address());
         setup.config["listen"] = json!(relay.to_string());
         setup.config["telemetry"] = json!(telemetry.to_string());
         setup.config["admin"] = json!("off");
@@ -58,10 +59,7 @@ fn a_log_that_cannot_be_written_harms_nothing() {
         assert_eq!(sent(stranger.as_bytes()), 202, "{what}");
         assert_eq!(sent(&request("POST", "/broken", &[], b"")), 502, "{what}");
         assert_eq!(sent(&good), 202, "{what}");
-        let reload = Command::new("kill")
-            .args(["-HUP", &process.0.id().to_string()])
-            .status();
-        assert!(reload.unwrap().success());
+        signal(&process.0, "HUP");
         let scrape = eventually("the configuration to be read, and the destination to fail", || {
             let scrape = metrics()?;
             let read = scrape.sum("flagtap_configuration_reloads_total", &[]) > 0.0;
@@ -72,10 +70,7 @@ fn a_log_that_cannot_be_written_harms_nothing() {
         let lost = scrape.sum("flagtap_log_lines_lost_total", &[]);
         assert_eq!(lost > 0.0, what != "stalled", "{what}: {lost} lines lost");
 
-        let told = Command::new("kill")
-            .args(["-TERM", &process.0.id().to_string()])
-            .status();
-        assert!(told.unwrap().success());
+        signal(&process.0, "TERM");
         let ended = eventually("the relay to end", || process.0.try_wait().unwrap());
         assert!(ended.success(), "{what}: {ended}");
         assert_eq!(markers(&setup.exported()), ["good"], "{what}");
@@ -118,22 +113,5 @@ fn nobody_who_reads_is_no_reason_to_panic() {
                 "{arguments:?}, {what}: {status}"
             );
         }
-    }
-}
-
-/// Another than [`free_address`].
-fn free_address_beside() -> std::net::SocketAddr {
-    let mut address = free_address();
-    address.set_port(address.port() + 1);
-    address
-}
-
-/// Ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

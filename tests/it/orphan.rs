@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::command::{Process, signal};
 use crate::support::export::markers;
 use crate::support::metrics::Scrape;
-use crate::support::pod::{
-    golden, in_a_pod, inside, make_root, make_volumes, of_kind, port, started, terminate, texts,
-};
+use crate::support::pod::{golden, in_a_pod, inside, make_root, make_volumes, of_kind, port, started, texts};
 use crate::support::relay::{bulk, marked};
 use crate::support::{Answer, Connection, Upstream, eventually, request};
 
@@ -78,7 +76,7 @@ fn the_job_delivers_what_a_replica_left_behind() {
             (scrape.sum("flagtap_destination_events_waiting", &[]) == 4.0 && hook.count() >= 5).then_some(())
         });
         let told = Instant::now();
-        terminate(&gone.0);
+        signal(&gone.0, "TERM");
         assert!(gone.0.wait().unwrap().success());
         assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
 
@@ -102,14 +100,4 @@ fn the_job_delivers_what_a_replica_left_behind() {
         delivered.sort();
         assert_eq!(delivered, ["a", "b", "c", "d"]);
     });
-}
-
-/// Ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

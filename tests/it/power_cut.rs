@@ -98,6 +98,7 @@ fn a_generation_is_begun(folder: &Path) {
     };
     let (before, waiting) = (newest(), Instant::now());
     while newest() == before && waiting.elapsed() < Duration::from_secs(3) {
+        // Finer than `eventually` looks: a beginning takes some milliseconds, and the cut is to come within it.
         thread::sleep(Duration::from_micros(500));
     }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::command::signal;
 use crate::support::export::{event, read_lines};
-use crate::support::pod::{golden, in_a_pod, inside, make_root, make_volumes, of_kind, started, terminate, texts};
+use crate::support::pod::{golden, in_a_pod, inside, make_root, make_volumes, of_kind, started, texts};
 use crate::support::recording::fixture;
 use crate::support::{SDK_KEY, Upstream, tools};
 
@@ -162,7 +163,7 @@ impl Pod {
     fn end_and_count(mut self) {
         let grace = self.spec["terminationGracePeriodSeconds"].as_u64().unwrap();
         let told = Instant::now();
-        terminate(&self.flagtap);
+        signal(&self.flagtap, "TERM");
         let status = self.flagtap.wait().unwrap();
         let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
         assert!(status.success() && !log.contains("\"ERROR\""), "{status}: {log}");
@@ -191,7 +192,7 @@ struct Application(Child);
 impl Application {
     /// Sends TERM and waits for the end.
     fn end(mut self) {
-        terminate(&self.0);
+        signal(&self.0, "TERM");
         assert!(self.0.wait().unwrap().success());
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::command::signal;
 use super::eventually::eventually;
 use super::metrics::Scrape;
 use super::raw::{Connection, Response, request};
@@ -278,11 +279,7 @@ impl Relay {
 
     /// Stops the binary where it is, and returns when each of its threads stands still.
     pub(crate) fn freeze(&self) {
-        let sent = Command::new("kill")
-            .args(["-STOP", &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        self.signal("STOP");
         let tasks = format!("/proc/{}/task", self.child.id());
         eventually("every thread to stand still", || {
             let mut threads = fs::read_dir(&tasks).unwrap();
@@ -319,11 +316,7 @@ impl Relay {
 
     /// Sends a signal.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        signal(&self.child, name);
     }
 
     /// Waits for the binary's end.

@@ -8,6 +8,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Returns a tool's path under `.tools`; `None` after announcing that `test` is skipped.
 pub(crate) fn find(test: &str, path: &str) -> Option<PathBuf> {
@@ -33,11 +34,12 @@ pub(crate) fn skip(test: &str, why: &str) {
     }
 }
 
-/// Returns an address for a server that cannot choose one: below the ports that the system gives out, so that nobody gets it in
-/// between.
+/// Returns an address for a server that cannot choose one, each time another: below the ports that the system gives out, so that
+/// nobody gets it in between.
 pub(crate) fn free_address() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let process = std::process::id();
-    let ports = (0..1000).map(|number| 20_000 + (process * 16 + number) % 12_000);
+    let ports = (0..1000).map(|_| 20_000 + (process * 16 + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
     let addresses = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port as u16)));
     let mut free = addresses.filter(|address| TcpListener::bind(address).is_ok());
     free.next().expect("a free port")
